@@ -1,0 +1,1 @@
+"""What would be the same for another model: stores, artifacts, the Ray session, telemetry, a local S3 server."""

@@ -1,0 +1,438 @@
+"""An artifact: a folder in a store whose `manifest.json` is written last, once, atomically.
+
+Life of a folder: `claim.json` first (a hash over inputs and config), then the units of work in any order, each a few files
+and then its receipt, then `manifest.json` if absent. A folder without a manifest does not exist for a reader.
+
+A *unit* is one piece of work that was cut before the start. Its files are put first and `receipts/<unit>.json` last, so a
+unit is done when its receipt stands, however many files it has. A killed run leaves files without a receipt: they are
+written again, byte for byte the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.errors import (
+    AlreadyExistsError,
+    ArtifactMissingError,
+    BadInputError,
+    ClaimMismatchError,
+    IntegrityError,
+    JobFailedError,
+    ObjectMissingError,
+    WrongKindError,
+)
+from cluster.storage import Store, open_store
+
+FORMAT_VERSION = 1
+MANIFEST, CLAIM, RECEIPTS = "manifest.json", "claim.json", "receipts"
+_Model = TypeVar("_Model", bound=BaseModel)
+CHECK_THREADS = 8  # files that are hashed side by side when a run is resumed or verified
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Record):
+    """One file of an artifact: name in the folder, rows (0 where it has none), size in bytes, sha256 in hex."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Input(_Record):
+    """What a job read: where it lay, and the sha256 of its manifest (of the file itself for a bare table)."""
+
+    uri: str
+    sha256: str
+
+
+class Receipt(_Record):
+    """Proof that a unit is done: its files, and the counts that the commit adds up."""
+
+    unit: str
+    parts: tuple[Part, ...]
+    counts: dict[str, float] = {}
+
+
+class Claim(_Record):
+    """What a folder is for. Two runs with equal claims make the same artifact."""
+
+    kind: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    def difference(self, other: "Claim") -> str:
+        """Name what differs from `other` (the claim that stands in the folder), in one line."""
+        if self.kind != other.kind:
+            return f"it holds {_a(other.kind)}, not {_a(self.kind)}"
+        if self.version != other.version:
+            return f"it is of format {other.version}, this program writes {self.version}"
+        pairs = [
+            (f"--{key.replace('_', '-')}", other.config.get(key), self.config.get(key))
+            for key in sorted({*self.config, *other.config})
+        ]
+        pairs += [
+            (f"input {key}", other.inputs.get(key, "")[:12], self.inputs.get(key, "")[:12])
+            for key in sorted({*self.inputs, *other.inputs})
+        ]
+        return ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in pairs if was != now)
+
+
+class Manifest(_Record):
+    """`manifest.json`: the whole of what a reader may rely on."""
+
+    kind: str
+    version: int
+    created: str
+    config: dict[str, Any]
+    code: dict[str, str]
+    inputs: dict[str, Input]
+    parts: tuple[Part, ...]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """A file about to be put into an artifact: its bytes, or the path of a large one, and its rows."""
+
+    data: bytes | Path
+    rows: int = 0
+
+
+def put_unit(
+    store: Store, unit: str, blobs: Mapping[str, Blob], counts: Mapping[str, float] | None = None
+) -> Receipt:
+    """Write the files of one unit, then its receipt. Runs in any worker; twice is harmless."""
+    parts = tuple(_put(store, name, blob) for name, blob in blobs.items())
+    receipt = Receipt(unit=unit, parts=parts, counts=dict(counts or {}))
+    store.write(f"{RECEIPTS}/{unit}.json", receipt.model_dump_json(indent=1).encode())
+    return receipt
+
+
+class ArtifactWriter:
+    """The folder that a job writes. `manifest` is set when the same command has been committed there before."""
+
+    def __init__(
+        self, store: Store, claim: Claim, config: Mapping[str, Any], inputs: Mapping[str, Input]
+    ) -> None:
+        self.store = store
+        self.claim = claim
+        self._config = dict(config)
+        self._inputs = dict(inputs)
+        self.manifest: Manifest | None = None
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        kind: str,
+        *,
+        config: Mapping[str, Any],
+        claimed: Iterable[str],
+        inputs: Mapping[str, Input],
+        overwrite: bool = False,
+    ) -> "ArtifactWriter":
+        """Claim the folder `uri`, or take up an earlier run of the same claim.
+
+        Args:
+            uri: folder of the artifact.
+            kind: kind of artifact.
+            config: all of the job's configuration, as JSON values.
+            claimed: the keys of `config` that decide what is in the artifact (not the workers, the addresses, ...).
+            inputs: what the job reads.
+            overwrite: drop what another command left here.
+
+        Raises:
+            ClaimMismatchError: another command's folder; the difference is named.
+            BadInputError: the folder holds files that no job has written.
+        """
+        store = open_store(uri)
+        claim = Claim(
+            kind=kind,
+            version=FORMAT_VERSION,
+            config={key: config[key] for key in sorted(claimed)},
+            inputs={name: given.sha256 for name, given in sorted(inputs.items())},
+        )
+        writer = cls(store, claim, config, inputs)
+        standing = _read_json(store, CLAIM, Claim)
+        if standing is None:
+            _refuse_foreign(store)
+            writer._claim()
+        elif standing != claim:
+            if not overwrite:
+                raise ClaimMismatchError(
+                    f"{store.uri('')} belongs to another command: {claim.difference(standing)}; "
+                    "choose another --out or give --overwrite"
+                )
+            writer._start_over()
+        elif overwrite:
+            writer._start_over()
+        writer.manifest = _read_json(store, MANIFEST, Manifest)
+        return writer
+
+    def _claim(self) -> None:
+        try:
+            self.store.write_if_absent(CLAIM, self.claim.model_dump_json(indent=1).encode())
+        except AlreadyExistsError:
+            standing = _read_json(self.store, CLAIM, Claim)
+            if standing != self.claim:
+                raise ClaimMismatchError(
+                    f"{self.store.uri('')} was claimed by another command a moment ago; choose another --out"
+                ) from None
+
+    def _start_over(self) -> None:
+        """Drop what stands in the folder. The claim is replaced, never absent: a kill in between leaves a claimed folder."""
+        _clear(self.store)
+        self.store.write(CLAIM, self.claim.model_dump_json(indent=1).encode())
+
+    def finished(self) -> dict[str, Receipt]:
+        """Units whose receipt stands and whose files still have the size and sha256 it states.
+
+        Files of a damaged unit are left in place: making the unit again replaces them.
+        """
+        names = [entry.name for entry in self.store.list(f"{RECEIPTS}/")]
+        with ThreadPoolExecutor(CHECK_THREADS) as pool:
+            receipts = list(pool.map(lambda name: _read_json(self.store, name, Receipt), names))
+            whole = list(
+                pool.map(lambda receipt: receipt is not None and _is_whole(self.store, receipt), receipts)
+            )
+        return {
+            receipt.unit: receipt
+            for receipt, ok in zip(receipts, whole, strict=True)
+            if receipt is not None and ok
+        }
+
+    def receipts(self, units: Sequence[str]) -> list[Receipt]:
+        """Receipts of `units`, read from the store, in that order.
+
+        Raises:
+            IntegrityError: a unit has none.
+        """
+        with ThreadPoolExecutor(CHECK_THREADS) as pool:
+            found = list(
+                pool.map(lambda unit: _read_json(self.store, f"{RECEIPTS}/{unit}.json", Receipt), units)
+            )
+        missing = [unit for unit, receipt in zip(units, found, strict=True) if receipt is None]
+        if missing:
+            raise IntegrityError(
+                f"{self.store.uri('')}: {len(missing)} of {len(units)} units are not finished, the first is {missing[0]}; "
+                "run the same command again"
+            )
+        return [receipt for receipt in found if receipt is not None]
+
+    def commit(self, units: Sequence[str], summary: Mapping[str, Any], code: Mapping[str, str]) -> Manifest:
+        """Write the manifest over the receipts of `units`, if no other run has.
+
+        Raises:
+            JobFailedError: another run committed this folder first.
+        """
+        manifest = Manifest(
+            kind=self.claim.kind,
+            version=FORMAT_VERSION,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            config=self._config,
+            code=dict(code),
+            inputs=self._inputs,
+            parts=tuple(part for receipt in self.receipts(units) for part in receipt.parts),
+            summary=dict(summary),
+        )
+        try:
+            self.store.write_if_absent(MANIFEST, manifest.model_dump_json(indent=1).encode())
+        except AlreadyExistsError:
+            raise JobFailedError(
+                f"{self.store.uri(MANIFEST)}: another run committed this artifact first; its result stands"
+            ) from None
+        self.manifest = manifest
+        return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A committed artifact, for readers."""
+
+    store: Store
+    manifest: Manifest
+    sha256: str
+
+    @property
+    def uri(self) -> str:
+        """Absolute URI of the folder."""
+        return self.store.uri("")
+
+    def as_input(self) -> Input:
+        """How a job's manifest names this artifact."""
+        return Input(uri=self.uri, sha256=self.sha256)
+
+    def parts(self, prefix: str, suffix: str = "") -> list[Part]:
+        """The parts whose names start and end so, in the manifest's order."""
+        return [
+            part
+            for part in self.manifest.parts
+            if part.name.startswith(prefix) and part.name.endswith(suffix)
+        ]
+
+    def read(self, part: Part) -> bytes:
+        """A part's bytes, checked against the manifest.
+
+        Raises:
+            IntegrityError: size or sha256 differ.
+        """
+        data = self.store.read(part.name)
+        _check(self.store, part, len(data), hashlib.sha256(data).hexdigest())
+        return data
+
+    def download(self, part: Part, folder: Path) -> Path:
+        """Bring a part into `folder`, checked against the manifest; a file that is there and right is kept.
+
+        Raises:
+            IntegrityError: size or sha256 differ.
+        """
+        path = folder / part.name
+        if not (path.is_file() and path.stat().st_size == part.bytes and _sha256_file(path) == part.sha256):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.store.download(part.name, path)
+            _check(self.store, part, path.stat().st_size, _sha256_file(path))
+        return path
+
+    def verify(self) -> None:
+        """Re-read every part.
+
+        Raises:
+            IntegrityError: the first part that is missing or differs.
+        """
+        with ThreadPoolExecutor(CHECK_THREADS) as pool:
+            for fault in pool.map(lambda part: _fault(self.store, part), self.manifest.parts):
+                if fault:
+                    raise IntegrityError(fault)
+
+
+def open_artifact(uri: str, kind: str) -> Artifact:
+    """Open a committed artifact of one kind.
+
+    Raises:
+        ArtifactMissingError: no manifest there.
+        WrongKindError: an artifact of another kind.
+        BadInputError: a manifest that cannot be read.
+    """
+    store = open_store(uri)
+    try:
+        raw = store.read(MANIFEST)
+    except ObjectMissingError:
+        state = "an unfinished run: run its command again" if store.exists(CLAIM) else "nothing committed"
+        raise ArtifactMissingError(
+            f"{store.uri('')} is not {_a(kind)} artifact: {state} (no {MANIFEST})"
+        ) from None
+    manifest = _parse(raw, Manifest, store.uri(MANIFEST))
+    if manifest.kind != kind:
+        raise WrongKindError(f"{store.uri('')} holds {_a(manifest.kind)}, but {_a(kind)} is needed here")
+    if manifest.version > FORMAT_VERSION:
+        raise BadInputError(
+            f"{store.uri(MANIFEST)} is of format {manifest.version}; this program reads {FORMAT_VERSION}"
+        )
+    return Artifact(store=store, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _put(store: Store, name: str, blob: Blob) -> Part:
+    if isinstance(blob.data, Path):
+        part = Part(name=name, rows=blob.rows, bytes=blob.data.stat().st_size, sha256=_sha256_file(blob.data))
+        store.write_file(name, blob.data)
+        return part
+    store.write(name, blob.data)
+    return Part(name=name, rows=blob.rows, bytes=len(blob.data), sha256=hashlib.sha256(blob.data).hexdigest())
+
+
+def _sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_stored(store: Store, name: str) -> str:
+    with store.open(name) as file:
+        digest = hashlib.sha256()
+        while block := file.read(8 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fault(store: Store, part: Part) -> str:
+    """What is wrong with a stored part, in one line; empty when nothing is."""
+    size = store.size(part.name)
+    if size is None:
+        return f"{store.uri(part.name)} is missing"
+    if size != part.bytes:
+        return f"{store.uri(part.name)} has {size} bytes, the manifest says {part.bytes}"
+    if _sha256_stored(store, part.name) != part.sha256:
+        return f"{store.uri(part.name)} differs from the manifest's sha256"
+    return ""
+
+
+def _is_whole(store: Store, receipt: Receipt) -> bool:
+    return not any(_fault(store, part) for part in receipt.parts)
+
+
+def _check(store: Store, part: Part, size: int, sha256: str) -> None:
+    if size != part.bytes or sha256 != part.sha256:
+        raise IntegrityError(
+            f"{store.uri(part.name)} is damaged: {size} bytes, sha256 {sha256[:12]}; "
+            f"the manifest says {part.bytes} bytes, {part.sha256[:12]}"
+        )
+
+
+def _read_json(store: Store, name: str, model: type[_Model]) -> _Model | None:
+    try:
+        raw = store.read(name)
+    except ObjectMissingError:
+        return None
+    return _parse(raw, model, store.uri(name))
+
+
+def _parse(raw: bytes, model: type[_Model], where: str) -> _Model:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        raise BadInputError(
+            f"{where} is not a valid {model.__name__.lower()}: {place}: {first['msg']}"
+        ) from None
+
+
+def _refuse_foreign(store: Store) -> None:
+    for entry in store.list():
+        raise BadInputError(
+            f"{store.uri('')} is not empty and no job has claimed it (it holds {entry.name}); choose an empty --out"
+        )
+
+
+def _clear(store: Store) -> None:
+    """Drop what jobs wrote: the manifest first, so that no reader sees half of it."""
+    manifest = _read_json(store, MANIFEST, Manifest)
+    names = {part.name for part in manifest.parts} if manifest else set()
+    receipts = [entry.name for entry in store.list(f"{RECEIPTS}/")]
+    for receipt in (_read_json(store, name, Receipt) for name in receipts):
+        names |= {part.name for part in receipt.parts} if receipt else set()
+    for name in (MANIFEST, *sorted(names), *receipts):
+        if store.exists(name):
+            store.delete(name)
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def canonical(value: BaseModel) -> dict[str, Any]:
+    """A model's fields as plain JSON values, the form that claims compare."""
+    parsed: dict[str, Any] = json.loads(value.model_dump_json())
+    return parsed

@@ -1,0 +1,43 @@
+"""Independent units of work as Ray tasks: bounded in flight, results in order of completion, the first error ends the run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+_Unit = TypeVar("_Unit")
+_Result = TypeVar("_Result")
+
+
+def run_tasks(
+    work: Callable[[_Unit], _Result], units: Sequence[_Unit], *, cpus: float = 1.0, gpus: float = 0.0, in_flight: int = 64
+) -> Iterator[_Result]:
+    """Run `work(unit)` for every unit on the running session.
+
+    Args:
+        work: a picklable function; it writes its own result to the store and returns counts.
+        units: what to work on.
+        cpus: CPUs that one task books and may use.
+        gpus: GPUs of one task.
+        in_flight: most tasks submitted at once.
+
+    Yields:
+        The results, as they come.
+
+    Raises:
+        Exception: the first error of a task; a task whose worker died is tried three more times by Ray.
+    """
+    import ray
+
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work)
+    waiting: list[Any] = []
+    queue = iter(units)
+    try:
+        while True:
+            while len(waiting) < in_flight and (unit := next(queue, None)) is not None:
+                waiting.append(task.remote(unit))
+            if not waiting:
+                return
+            ready, waiting = ray.wait(waiting, num_returns=1)
+            yield ray.get(ready[0])
+    finally:
+        for reference in waiting:
+            ray.cancel(reference)

@@ -1,0 +1,86 @@
+"""What a job says: progress and remarks on stderr, and its summary, one JSON object, as the last line on stdout."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LOG_EVERY_S = 10.0
+
+
+def say(line: str) -> None:
+    """One remark for a person, on stderr."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def emit_summary(summary: Mapping[str, Any]) -> None:
+    """The job's result, one line of JSON on stdout. Nothing is printed there after it."""
+    sys.stdout.write(json.dumps(summary, sort_keys=False) + "\n")
+    sys.stdout.flush()
+
+
+class Meter:
+    """Progress of one stage: a bar on a terminal, a plain line every ten seconds in a log.
+
+    Args:
+        label: name of the stage.
+        total: how many there are.
+        unit: what is counted, plural.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.done = 0
+        self._label, self._total, self._unit = label, total, unit
+        self._started = self._said = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "Meter":
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(f"{self._label} ({self._unit})", total=self._total)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            say(self._line())
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more are done; `note` is added to the line of a log."""
+        self.done += count
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+        elif now - self._said >= LOG_EVERY_S:
+            self._said = now
+            say(self._line() + (f", {note}" if note else ""))
+
+    def _line(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = self.done / seconds
+        left = f", {(self._total - self.done) / rate:.0f} s left" if 0 < self.done < self._total else ""
+        return f"{self._label}: {self.done}/{self._total} {self._unit}, {rate:.1f}/s{left}"

@@ -1,0 +1,193 @@
+"""The command line: flags from each job's config, one-line errors, exit codes, the summary.
+
+Every command is `manet JOB --flag value` = `python -m jobs JOB --flag value`. Exit codes: 0 done, 1 failed,
+2 bad usage or bad input. `--config FILE.yaml` sets any flag; a flag given on the command line wins.
+"""
+
+import importlib
+import signal
+import sys
+import traceback
+import typing
+from pathlib import Path
+from types import FrameType, UnionType
+from typing import Any, Literal
+
+import click
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from cluster.errors import BadInputError, ClusterError
+from cluster.telemetry import emit_summary, say
+from manet.errors import InputError, ManetError
+
+JOBS: dict[str, str] = {
+    "render": "a rendered beauty catalogue with exact ground truth -> catalog + queries",
+    "ingest": "a folder, a table, a URL list or the challenge's CSVs -> catalog or queries",
+    "fewshot": "catalog -> labelled few-shot set (TF-IDF categories, split 8:2)",
+    "train": "few-shot set -> model (Ray Train: saliency stage, then joint stage)",
+    "extract": "catalog + model -> SR-MAC descriptors (Ray Data)",
+    "index": "descriptors -> sharded faiss index (Ray tasks)",
+    "search": "index + pictures -> ranked ids, one JSON line a picture",
+    "evaluate": "index + queries -> MAP@7 and its kin",
+    "compare": "catalog + queries + model -> every descriptor side by side",
+    "pipeline": "catalog + queries -> all of the above and a report",
+    "bench": "rates of this installation against the machine's own ceiling",
+}
+
+
+class _Jobs(click.Group):
+    """Imports a job only when it is asked for, so that `manet --help` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(JOBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in JOBS:
+            return None
+        module = importlib.import_module(f"jobs.{cmd_name}")
+        return command(cmd_name, module.Config, module.run, module.__doc__ or "")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Jobs"):
+            formatter.write_dl(list(JOBS.items()))
+
+
+def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict[str, Any]], doc: str) -> click.Command:
+    """A click command whose flags are the fields of `config`."""
+    options: list[click.Parameter] = [_option(key, field) for key, field in config.model_fields.items()]
+    options.append(click.Option(["--config"], type=click.Path(path_type=Path), help="YAML file that sets any of these."))
+    options.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error, and Ray's own log."))
+
+    def callback(**given: Any) -> None:  # noqa: ANN401 - click hands every flag over
+        given.pop("debug")
+        emit_summary(run(_load(config, given.pop("config"), given)))
+
+    return click.Command(name, params=options, callback=callback, help=_paragraphs(doc), short_help=JOBS[name])
+
+
+def _option(key: str, field: FieldInfo) -> click.Option:
+    flag = f"--{key.replace('_', '-')}"
+    kind = _inner_type(field.annotation)
+    text = field.description or ""
+    default = field.get_default(call_default_factory=True)
+    required = field.is_required() or default is PydanticUndefined
+    shown = "required" if required else f"default: {_show(default)}"
+    text = f"{text}  [{shown}]"
+    if kind is bool:
+        return click.Option([f"{flag}/--no-{flag[2:]}", key], default=None, help=text)
+    if typing.get_origin(kind) is tuple:
+        return click.Option([flag, key], multiple=True, default=None, help=f"{text} May be given more than once.")
+    if typing.get_origin(kind) is Literal:
+        return click.Option([flag, key], type=click.Choice(typing.get_args(kind)), default=None, help=text)
+    plain = kind if kind in (int, float, str) else str
+    return click.Option([flag, key], type=plain, default=None, help=text)
+
+
+def _inner_type(annotation: Any) -> Any:  # noqa: ANN401 - annotations are of any type
+    if isinstance(annotation, UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next(inner for inner in typing.get_args(annotation) if inner is not type(None))
+    return annotation
+
+
+def _show(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    return "none" if default in ("", None) else str(default)
+
+
+def _load(config: type[BaseModel], path: Path | None, given: dict[str, Any]) -> BaseModel:
+    values = _read_config(path, config) if path else {}
+    values |= {key: value for key, value in given.items() if value is not None and value != ()}
+    try:
+        return config(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
+        if first["type"] == "missing":
+            raise BadInputError(f"{flag} is required; see --help") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadInputError(f"{flag}: {message}" if flag else message) from None
+
+
+def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadInputError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInputError(f"--config {path}: not YAML: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise BadInputError(f"--config {path}: must be a mapping of flag: value")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if unknown := sorted(values.keys() - config.model_fields.keys()):
+        raise BadInputError(f"--config {path}: unknown key {unknown[0]}; the keys are the flags of --help")
+    return values
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(_run(arguments, debug="--debug" in arguments))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    root = _Jobs("manet", help=__doc__)
+    try:
+        root.main(arguments, prog_name="manet", standalone_mode=False)
+    except click.ClickException as error:
+        return _fail(2, error.format_message() + "; see --help", debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(1, "stopped; the same command continues where it was", debug)
+    except Exception as error:
+        return _explain(error, debug)
+    return 0
+
+
+def _explain(error: BaseException, debug: bool) -> int:
+    cause = root_cause(error)
+    if isinstance(cause, (BadInputError, InputError)):
+        return _fail(2, str(cause), debug)
+    if isinstance(cause, (ClusterError, ManetError)):
+        return _fail(1, str(cause), debug)
+    return _fail(1, f"unexpected {type(cause).__name__}: {_one_line(cause)} (--debug shows where)", debug)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error of a Ray task behind what Ray wraps around it; any other error itself."""
+    seen = error
+    while not (isinstance(seen, (ClusterError, ManetError)) and not hasattr(seen, "cause")):
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        if not isinstance(inner, BaseException):
+            return seen
+        seen = inner
+    return seen
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _fail(code: int, message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    say(f"manet: {' '.join(message.split())}")
+    return code
+
+
+def _paragraphs(doc: str) -> str:
+    """A docstring for click: indented blocks keep their lines."""
+    blocks = doc.strip().split("\n\n")
+    return "\n\n".join(f"\b\n{block}" if block.startswith(" ") or "\n  " in block else block for block in blocks)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What the configuration of every job shares: fields that become flags, and which of them decide the result."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from cluster.artifact import canonical
+from cluster.session import SessionConfig
+
+
+def how(default: Any, **bounds: Any) -> Any:  # noqa: ANN401 - stands for any field's default, as pydantic.Field does
+    """A field that says how to run, not what to make: it is left out of the claim, so a resumed run may change it."""
+    return Field(default=default, json_schema_extra={"how": True}, **bounds)
+
+
+class JobConfig(SessionConfig):
+    """Fields of every job that writes an artifact. A field's docstring is its flag's help."""
+
+    INPUTS: ClassVar[tuple[str, ...]] = ()  # fields that name inputs: claimed by content, not by address
+
+    out: str
+    """Folder of the artifact to write: a local path or s3://bucket/prefix."""
+    overwrite: bool = how(False)
+    """Drop what another command left in --out."""
+
+    def claimed(self) -> list[str]:
+        """Names of the fields that decide what is in the artifact."""
+        skip = {"out", *SessionConfig.model_fields, *self.INPUTS}
+        return [
+            name
+            for name, field in type(self).model_fields.items()
+            if name not in skip and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("how"))
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return canonical(self)

@@ -1,0 +1,157 @@
+"""How jobs open what they read: catalog and queries tables, and models. Tables are read by row ranges, in any worker."""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.artifact import Artifact, Input, open_artifact
+from cluster.errors import BadInputError, ObjectMissingError
+from cluster.storage import open_store, resolve_uri, split_uri
+from manet.tables import check_catalog, check_queries
+
+Kind = Literal["catalog", "queries"]
+_ID_COLUMN: dict[str, str] = {"catalog": "image_id", "queries": "query_id"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile:
+    """One Parquet file of a table: absolute URI and rows."""
+
+    uri: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A catalog or queries table in a store, as rows 0..n-1 over its files in order. Picklable: workers read ranges."""
+
+    kind: Kind
+    source: Input
+    files: tuple[TableFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in all files."""
+        return sum(file.rows for file in self.files)
+
+    def read(self, start: int = 0, stop: int | None = None, columns: list[str] | None = None) -> pa.Table:
+        """Rows start..stop (all by default), columns checked; `uri` made absolute."""
+        stop = self.rows if stop is None else stop
+        pieces, first = [], 0
+        for file in self.files:
+            low, high = max(start, first), min(stop, first + file.rows)
+            if low < high:
+                pieces.append(_read_rows(file.uri, low - first, high - first, columns))
+            first += file.rows
+        table = pa.concat_tables(pieces) if pieces else _read_rows(self.files[0].uri, 0, 0, columns)
+        return _absolute_uris(table, self.files[0].uri)
+
+    def pictures(self, start: int, stop: int) -> list[tuple[str, str]]:
+        """(id, absolute uri) of the pictures in rows start..stop."""
+        table = self.read(start, stop, [_ID_COLUMN[self.kind], "uri"])
+        return list(zip(table[_ID_COLUMN[self.kind]].to_pylist(), table["uri"].to_pylist(), strict=True))
+
+
+def open_table(uri: str, kind: Kind, flag: str) -> Table:
+    """Open and check a table: an artifact's folder, or a bare Parquet file.
+
+    Raises:
+        BadInputError: nothing there, or not a Parquet file.
+        InputError: a column is missing, an id is doubled, ... (the file and the row are named).
+    """
+    if uri.endswith(".parquet"):
+        store, name = split_uri(uri)
+        try:
+            data = store.read(name)
+        except ObjectMissingError:
+            raise BadInputError(f"{flag} {uri}: no such file") from None
+        source = Input(uri=store.uri(name), sha256=hashlib.sha256(data).hexdigest())
+        files: tuple[TableFile, ...] = (TableFile(uri=source.uri, rows=_footer_rows(source.uri, flag)),)
+    else:
+        artifact = open_artifact(uri, kind)
+        source = artifact.as_input()
+        files = tuple(
+            TableFile(uri=artifact.store.uri(part.name), rows=part.rows) for part in artifact.parts(kind, ".parquet")
+        )
+    table = Table(kind=kind, source=source, files=files)
+    check = check_catalog if kind == "catalog" else check_queries
+    check(pa.concat_tables([_whole(file.uri) for file in files], promote_options="permissive"), f"{flag} {uri}")
+    if table.rows == 0:
+        raise BadInputError(f"{flag} {uri}: the table has no rows")
+    return table
+
+
+def _footer_rows(uri: str, flag: str) -> int:
+    try:
+        return int(_parquet(uri).metadata.num_rows)
+    except pa.ArrowInvalid as error:
+        raise BadInputError(f"{flag} {uri}: not a Parquet file: {str(error).splitlines()[0]}") from None
+
+
+@lru_cache(maxsize=8)
+def _parquet(uri: str) -> pq.ParquetFile:
+    store, name = split_uri(uri)
+    return pq.ParquetFile(store.open(name))
+
+
+def _whole(uri: str) -> pa.Table:
+    return _parquet(uri).read()
+
+
+def _read_rows(uri: str, start: int, stop: int, columns: list[str] | None) -> pa.Table:
+    """Rows of one file, reading only the row groups that hold them."""
+    file = _parquet(uri)
+    groups, first, skip = [], 0, 0
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first < stop and start < first + rows:
+            if not groups:
+                skip = start - first
+            groups.append(group)
+        first += rows
+    return file.read_row_groups(groups, columns=columns).slice(skip, stop - start)
+
+
+def _absolute_uris(table: pa.Table, base: str) -> pa.Table:
+    if "uri" not in table.column_names:
+        return table
+    uris = pa.array([resolve_uri(uri, base) for uri in table["uri"].to_pylist()], pa.string())
+    return table.set_column(table.schema.get_field_index("uri"), "uri", uris)
+
+
+def open_model(uri: str) -> Artifact:
+    """Open a committed model.
+
+    Raises:
+        ClusterError: see `open_artifact`.
+    """
+    return open_artifact(uri, "model")
+
+
+def local_copy(artifact: Artifact, prefix: str = "") -> Path:
+    """A folder on this machine with the artifact's parts (those that start with `prefix`), checked; kept by checksum.
+
+    The cache is $MANET_CACHE, else a folder of this user's under the system's temporary folder.
+    """
+    root = os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}"
+    folder = Path(root) / artifact.sha256[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in artifact.parts(prefix):
+        artifact.download(part, folder)
+    return folder
+
+
+def fetch_weights(uri: str) -> Path:
+    """Bring a weights file from a store into the local cache, for `manet.weights`."""
+    store, name = split_uri(uri)
+    folder = Path(tempfile.mkdtemp(prefix="manet-weights-"))
+    path = folder / Path(name).name
+    store.download(name, path)
+    return path

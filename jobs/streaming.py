@@ -1,0 +1,233 @@
+"""Pictures -> descriptors as a Ray Data stream: THE engine of `extract`, `evaluate` and `compare`.
+
+    units of rows -> fetch + decode (CPU actors) -> describe + write (model actors) -> counts
+
+A unit is a fixed range of the table's rows, cut before the start. It travels as ONE row of a Ray Data block, so no setting
+of block sizes can split or merge it, and its pictures are batched from its own rows alone: the same unit gives the
+same bytes for any number of workers. The model actor writes its files and its receipt; the driver sees counts only.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, Field
+
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Manifest, Receipt, put_unit
+from cluster.errors import IntegrityError, JobFailedError, ObjectMissingError, PermanentStoreError
+from cluster.session import SessionConfig, available_cpus, cluster_cpus, ray_session, require_resources
+from cluster.storage import Store, read_uri
+from cluster.telemetry import Meter, say
+from jobs.config import how
+from jobs.inputs import Table, local_copy
+from jobs.parquet import parquet_bytes, read_parquet
+from manet.errors import PictureError, Reason
+from manet.images import PictureConfig, decode
+from manet.tables import REJECTS, descriptor_column
+
+FETCH_THREADS = 8  # requests in flight of one decode actor
+
+
+class DescribeConfig(SessionConfig):
+    """How pictures are described, and by how many workers."""
+
+    size: int = Field(default=0, ge=0)
+    """Longer side of a prepared picture, px; 0: the size that the model's config states."""
+    part_rows: int = Field(default=256, ge=1, le=4096)
+    """Rows of one part: the unit of work, of resume and of files."""
+    batch_size: int = Field(default=16, ge=1)
+    """Pictures that the model sees at once."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type inside the model; descriptors are float16 in any case."""
+    model_actors: int = how(0, ge=0)
+    """Most model actors; 0: one per GPU of the cluster with --model-gpus, else one per CPU."""
+    model_gpus: float = how(0.0, ge=0)
+    """GPUs of one model actor; 0: it runs on the CPU."""
+    model_cpus: float = how(0.75, gt=0)
+    """CPUs that Ray books for one model actor; it computes on one thread for each whole CPU, at least one."""
+    decode_actors: int = how(0, ge=0)
+    """Most decode actors; 0: one per CPU."""
+    decode_cpus: float = how(0.25, gt=0)
+    """CPUs that Ray books for one decode actor."""
+    max_rejects: float = how(0.01, ge=0, le=1)
+    """Share of the pictures that may be rejected before the job counts as failed (everything else is saved first)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One range of rows, and the names of its files."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """Name of the unit, of its receipt and of its files."""
+        return f"{self.index:05d}"
+
+
+def cut(rows: int, part_rows: int) -> list[Unit]:
+    """Cut rows 0..rows-1 into units of `part_rows`, from the count alone."""
+    return [
+        Unit(index=index, start=start, stop=min(start + part_rows, rows))
+        for index, start in enumerate(range(0, rows, part_rows))
+    ]
+
+
+def unit_names(table: Table, config: DescribeConfig) -> list[str]:
+    """Names of all units of a table, in order: what a manifest is committed over."""
+    return [unit.name for unit in cut(table.rows, config.part_rows)]
+
+
+class Fetch:
+    """Decode actor: a unit's rows -> its pictures, uint8 [n, size, size, 3], and the rejects of this stage."""
+
+    def __init__(self, table: Table, pictures: PictureConfig) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._table, self._config = table, pictures
+        self._pool = ThreadPoolExecutor(FETCH_THREADS)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        rows = self._table.pictures(int(row["start"]), int(row["stop"]))
+        ids, pixels, rejects = [], [], []
+        for (image_id, uri), result in zip(rows, self._pool.map(lambda item: load_picture(item[1], self._config), rows), strict=True):
+            if isinstance(result, PictureError):
+                rejects.append(reject_row(image_id, uri, "decode", result))
+            else:
+                ids.append((image_id, uri))
+                pixels.append(result)
+        side = self._config.size
+        stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
+        return {**row, "pixels": stacked, "ids": json.dumps(ids), "rejects": json.dumps(rejects)}
+
+
+class Describe:
+    """Model actor: a unit's pictures -> its part and its rejects in the store, then its receipt."""
+
+    def __init__(self, model: Artifact, store: Store, names: tuple[str, ...], config: DescribeConfig) -> None:
+        import torch
+
+        from manet.checkpoint import load_model
+        from manet.describe import Describer
+
+        torch.set_num_threads(max(1, int(config.model_cpus)))
+        self._store, self._names = store, names
+        self._describer = Describer(
+            load_model(local_copy(model)),
+            names=names,
+            device="cuda" if config.model_gpus > 0 else "cpu",
+            batch_size=config.batch_size,
+            precision=config.precision,
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        described = self._describer.describe(row["pixels"])
+        ids, rejects = json.loads(row["ids"]), json.loads(row["rejects"])
+        dead = [pair for pair, is_dead in zip(ids, described.dead, strict=True) if is_dead]
+        error = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
+        rejects += [reject_row(image_id, uri, "describe", error) for image_id, uri in dead]
+        alive = [image_id for (image_id, _), is_dead in zip(ids, described.dead, strict=True) if not is_dead]
+        vectors = {name: matrix[~described.dead] for name, matrix in described.vectors.items()}
+        name = Unit(index=int(row["index"]), start=int(row["start"]), stop=int(row["stop"])).name
+        blobs = {f"part-{name}.parquet": Blob(data=_part_bytes(alive, vectors), rows=len(alive))}
+        if rejects:
+            blobs[f"rejects-{name}.parquet"] = Blob(
+                data=parquet_bytes(pa.Table.from_pylist(rejects, schema=REJECTS)), rows=len(rejects)
+            )
+        put_unit(self._store, name, blobs, {"rows": len(alive), "rejects": len(rejects)})
+        return {"rows": len(alive), "rejects": len(rejects)}
+
+
+def describe_into(
+    writer: ArtifactWriter, table: Table, model: Artifact, config: DescribeConfig, *, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Describe all pictures of `table` into the artifact, resuming what is done; returns the counts, checked.
+
+    Raises:
+        IntegrityError: rows in the store and rows of the table do not reconcile.
+        JobFailedError: more rejects than `max_rejects`.
+    """
+    units = cut(table.rows, config.part_rows)
+    done = writer.finished()
+    todo = [unit for unit in units if unit.name not in done]
+    if len(todo) < len(units):
+        say(f"resuming: {len(units) - len(todo)} of {len(units)} parts are finished and verified")
+    if todo:
+        with ray_session(config), Meter("describe", sum(unit.stop - unit.start for unit in todo), "pictures") as meter:
+            for counts in _stream(writer.store, table, model, config, names, todo):
+                meter.advance(int(counts["rows"] + counts["rejects"]))
+    receipts = writer.receipts([unit.name for unit in units])
+    _reconcile(writer.store, units, receipts)
+    return {**check_rejects(writer, receipts, config.max_rejects), "parts": len(units)}
+
+
+def _stream(
+    store: Store, table: Table, model: Artifact, config: DescribeConfig, names: tuple[str, ...], todo: list[Unit]
+) -> Iterator[dict[str, Any]]:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    require_resources(cpus=config.model_cpus, gpus=config.model_gpus)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    decoders = config.decode_actors or cluster_cpus()
+    models = config.model_actors or (_cluster_gpus() if config.model_gpus else cluster_cpus())
+    rows = [{"index": unit.index, "start": unit.start, "stop": unit.stop} for unit in todo]
+    stream = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(
+            Fetch,
+            fn_constructor_args=(table, _pictures(model, config)),
+            compute=ActorPoolStrategy(min_size=1, max_size=min(decoders, len(rows))),
+            num_cpus=config.decode_cpus,
+        )
+        .map(
+            Describe,
+            fn_constructor_args=(model, store, names, config),
+            compute=ActorPoolStrategy(min_size=1, max_size=min(models, len(rows))),
+            num_cpus=config.model_cpus,
+            num_gpus=config.model_gpus,
+        )
+    )
+    yield from stream.iter_rows()
+
+
+def _cluster_gpus() -> int:
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("GPU", 0)))
+
+
+def _pictures(model: Artifact, config: DescribeConfig) -> PictureConfig:
+    """How the model wants its pictures, at the size of this run."""
+    from manet.checkpoint import read_config
+
+    pictures = read_config(local_copy(model, "config.json")).pictures
+    return pictures.model_copy(update={"size": config.size}) if config.size else pictures
+
+
+def _reconcile(store: Store, units: list[Unit], receipts: list[Receipt]) -> None:
+    """Rows in = rows out + rejects for every unit, counted from the footers of the stored files."""
+    for unit, receipt in zip(units, receipts, strict=True):
+        stored = sum(int(pq.ParquetFile(store.open(part.name)).metadata.num_rows) for part in receipt.parts)
+        if stored != unit.stop - unit.start:
+            raise IntegrityError(
+                f"{store.uri('')}: part {unit.name} holds {stored} rows for {unit.stop - unit.start} pictures; "
+                f"delete receipts/{unit.name}.json and run the same command again"
+            )
+
+
+def _part_bytes(ids: list[str], vectors: dict[str, np.ndarray[Any, np.dtype[np.float16]]]) -> bytes:
+    """A part: `descriptor` for one descriptor, `descriptor_NAME` for each of several."""
+    single = len(vectors) == 1
+    columns = {"descriptor" if single else f"descriptor_{name}": descriptor_column(v) for name, v in vectors.items()}
+    return parquet_bytes(pa.table({"image_id": pa.array(ids, pa.string()), **columns}))

@@ -1,0 +1,142 @@
+"""Train MANet: few-shot set -> model, on Ray Train.
+
+  manet train --fewshot s3://shop/fewshot --out s3://shop/model --workers 8 --worker-gpus 1
+
+Reads a few-shot set. First writes OUT/masks (the pictures' pseudo-saliency masks, an artifact of its own), then trains the
+saliency branch alone on Dice, then backbone and saliency branch together on cross-entropy + lambda * Dice; the text branch
+is frozen. Checkpoints go to OUT/checkpoints after every epoch; the same command again goes on from the newest. Writes
+`model.safetensors`, `config.json` and `metrics.json`.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.session import ray_session
+from jobs.config import JobConfig, how
+from jobs.make import make
+from jobs.masks import MASK_CLAIM, build_masks
+from jobs.training import Plan, fit
+from manet.images import PictureConfig
+from manet.network import Attention, NetworkConfig, TextSource
+
+
+class Config(JobConfig):
+    """Flags of `manet train`."""
+
+    INPUTS: ClassVar[tuple[str, ...]] = ("fewshot",)
+
+    fewshot: str
+    """Few-shot artifact."""
+    backbone: str = "efficientnet-lite0"
+    """Network of the backbone: efficientnet-lite0, or a name that timm knows (resnet50, vgg16, densenet121, ...)."""
+    backbone_weights: str = "pip:efficientnet-lite0"
+    """Its weights: pip:NAME, a file, a store URI, `pretrained` (downloads), or `random`."""
+    saliency_weights: str = "pip:efficientnet-lite0"
+    """Weights that the saliency branch's encoder starts from, as --backbone-weights."""
+    pseudo_masks: str = "pip:u2netp"
+    """What marks the product for the saliency loss: `classical` (no weights), pip:u2netp, or an ONNX salient-object net."""
+    attention: Attention = "s*f"
+    """How saliency weighs the backbone's features."""
+    text: str = "none"
+    """Backbone of the text branch (EAST), or `none`."""
+    text_weights: str = "none"
+    """Weights of the text branch."""
+    text_source: TextSource = "logits"
+    """What equation 2 is fed: EAST's score map before (logits) or after (scores) its own sigmoid."""
+    size: int = Field(default=480, ge=32)
+    """Longer side of the pictures that the model will describe, px."""
+    train_size: int = Field(default=224, ge=32)
+    """Longer side of the pictures in training, px."""
+    saliency_epochs: int = Field(default=2, ge=0)
+    """Epochs of the saliency stage."""
+    epochs: int = Field(default=3, ge=0)
+    """Epochs of the joint stage."""
+    batch_size: int = Field(default=32, ge=2)
+    """Pictures of one step, over all workers together."""
+    lr: float = Field(default=2e-4, gt=0)
+    """Peak learning rate of backbone and saliency branch (AdamW, cosine)."""
+    head_lr: float = Field(default=2e-3, gt=0)
+    """Peak learning rate of the classification head."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """AdamW's weight decay."""
+    saliency_loss: float = Field(default=1.0, ge=0)
+    """Lambda: weight of the saliency loss in the joint stage."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of initialisation, order and augmentation."""
+    workers: int = how(1, ge=1)
+    """Data-parallel training workers."""
+    worker_cpus: float = how(1.0, gt=0)
+    """CPUs of one training worker; it computes on as many threads."""
+    worker_gpus: float = how(0.0, ge=0)
+    """GPUs of one training worker; 0: it runs on the CPU."""
+    retries: int = how(3, ge=0)
+    """Times that training restarts from the newest checkpoint after a lost worker."""
+    max_rejects: float = how(0.01, ge=0, le=1)
+    """Share of the few-shot pictures that may be unusable before the job fails."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run the job; returns its summary."""
+    fewshot = open_artifact(config.fewshot, "fewshot")
+
+    def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+        with ray_session(config):
+            masks = _masks(config, fewshot)
+            summary = _train(config, fewshot, masks, writer)
+        return ["model"], summary
+
+    return make(config, "model", {"fewshot": fewshot.as_input()}, build)
+
+
+def _masks(config: Config, fewshot: Artifact) -> Artifact:
+    uri = f"{config.out.rstrip('/')}/masks"
+    nested = config.model_copy(update={"out": uri, "overwrite": False})
+    inputs = {"fewshot": fewshot.as_input()}
+    build = lambda writer: build_masks(writer, fewshot, config.pseudo_masks, config.max_rejects)  # noqa: E731
+    make(nested, "masks", inputs, build, claimed=MASK_CLAIM)
+    return open_artifact(uri, "masks")
+
+
+def _train(config: Config, fewshot: Artifact, masks: Artifact, writer: ArtifactWriter) -> dict[str, Any]:
+    categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))
+    names = tuple(category["name"] for category in categories["categories"])
+    network = NetworkConfig(
+        backbone=config.backbone,
+        backbone_weights=config.backbone_weights,
+        saliency_weights=config.saliency_weights,
+        text=config.text,
+        text_weights=config.text_weights,
+        attention=config.attention,
+        text_source=config.text_source,
+        classes=len(names),
+        pictures=PictureConfig(size=config.size),
+    )
+    plan = Plan(
+        network=network,
+        categories=names,
+        train_size=config.train_size,
+        saliency_epochs=config.saliency_epochs,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        head_lr=config.head_lr,
+        weight_decay=config.weight_decay,
+        saliency_loss=config.saliency_loss,
+        seed=config.seed,
+        workers=config.workers,
+        worker_cpus=config.worker_cpus,
+        worker_gpus=config.worker_gpus,
+        retries=config.retries,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        history = fit(plan, masks, f"{config.out.rstrip('/')}/checkpoints", Path(scratch))
+        (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
+        files = ("model.safetensors", "config.json", "metrics.json")
+        put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})
+    last = history[-1] if history else {}
+    return {"categories": len(names), "epochs": len(history), **{k: v for k, v in last.items() if k.startswith("val_")}}
