@@ -1,8 +1,9 @@
 """What the configuration of every job shares: fields that become flags, and which of them decide the result."""
 
+from collections.abc import Container
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from cluster.artifact import canonical
 from cluster.session import SessionConfig
@@ -11,6 +12,15 @@ from cluster.session import SessionConfig
 def how(default: Any, **bounds: Any) -> Any:  # noqa: ANN401 - stands for any field's default, as pydantic.Field does
     """A field that says how to run, not what to make: it is left out of the claim, so a resumed run may change it."""
     return Field(default=default, json_schema_extra={"how": True}, **bounds)
+
+
+def deciding(config: type[BaseModel], *, skip: Container[str]) -> list[str]:
+    """Fields of a config that decide the result: all but those made by `how` and those in `skip`."""
+    return [
+        name
+        for name, field in config.model_fields.items()
+        if name not in skip and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("how"))
+    ]
 
 
 class JobConfig(SessionConfig):
@@ -25,12 +35,7 @@ class JobConfig(SessionConfig):
 
     def claimed(self) -> list[str]:
         """Names of the fields that decide what is in the artifact."""
-        skip = {"out", *SessionConfig.model_fields, *self.INPUTS}
-        return [
-            name
-            for name, field in type(self).model_fields.items()
-            if name not in skip and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("how"))
-        ]
+        return deciding(type(self), skip={"out", *SessionConfig.model_fields, *self.INPUTS})
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""

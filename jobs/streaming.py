@@ -23,7 +23,7 @@ from cluster.errors import IntegrityError, JobFailedError, ObjectMissingError, P
 from cluster.session import SessionConfig, available_cpus, cluster_cpus, ray_session, require_resources
 from cluster.storage import Store, read_uri
 from cluster.telemetry import Meter, say
-from jobs.config import how
+from jobs.config import deciding, how
 from jobs.inputs import Table, local_copy
 from jobs.parquet import parquet_bytes, read_parquet
 from manet.errors import PictureError, Reason
@@ -56,6 +56,11 @@ class DescribeConfig(SessionConfig):
     """CPUs that Ray books for one decode actor."""
     max_rejects: float = how(0.01, ge=0, le=1)
     """Share of the pictures that may be rejected before the job counts as failed (everything else is saved first)."""
+
+    @staticmethod
+    def describing() -> list[str]:
+        """The fields that decide a descriptors artifact."""
+        return deciding(DescribeConfig, skip=SessionConfig.model_fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +191,7 @@ def _stream(
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(
             Fetch,
-            fn_constructor_args=(table, _pictures(model, config)),
+            fn_constructor_args=(table, picture_config(model, config.size)),
             compute=ActorPoolStrategy(min_size=1, max_size=min(decoders, len(rows))),
             num_cpus=config.decode_cpus,
         )
@@ -207,12 +212,12 @@ def _cluster_gpus() -> int:
     return max(1, int(ray.cluster_resources().get("GPU", 0)))
 
 
-def _pictures(model: Artifact, config: DescribeConfig) -> PictureConfig:
-    """How the model wants its pictures, at the size of this run."""
+def picture_config(model: Artifact, size: int) -> PictureConfig:
+    """How a model wants its pictures; `size` in px stands in for the model's own unless it is 0."""
     from manet.checkpoint import read_config
 
     pictures = read_config(local_copy(model, "config.json")).pictures
-    return pictures.model_copy(update={"size": config.size}) if config.size else pictures
+    return pictures.model_copy(update={"size": size}) if size else pictures
 
 
 def _reconcile(store: Store, units: list[Unit], receipts: list[Receipt]) -> None:

@@ -18,6 +18,7 @@ from pydantic import Field
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
 from cluster.session import ray_session
 from jobs.config import JobConfig, how
+from jobs.inputs import open_model
 from jobs.make import make
 from jobs.masks import MASK_CLAIM, build_masks
 from jobs.training import Plan, fit
@@ -28,10 +29,14 @@ from manet.network import Attention, NetworkConfig, TextSource
 class Config(JobConfig):
     """Flags of `manet train`."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("fewshot",)
+    INPUTS: ClassVar[tuple[str, ...]] = ("fewshot", "masks", "init")
 
     fewshot: str
     """Few-shot artifact."""
+    masks: str = ""
+    """Folder of the pseudo-saliency masks, made there unless they are; default: OUT/masks."""
+    init: str = ""
+    """Model artifact to start from, in place of the pretrained weights (its network is kept, its head too if it fits)."""
     backbone: str = "efficientnet-lite0"
     """Network of the backbone: efficientnet-lite0, or a name that timm knows (resnet50, vgg16, densenet121, ...)."""
     backbone_weights: str = "pip:efficientnet-lite0"
@@ -84,17 +89,20 @@ def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     fewshot = open_artifact(config.fewshot, "fewshot")
 
+    init = open_model(config.init) if config.init else None
+
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         with ray_session(config):
             masks = _masks(config, fewshot)
-            summary = _train(config, fewshot, masks, writer)
+            summary = _train(config, fewshot, masks, init, writer)
         return ["model"], summary
 
-    return make(config, "model", {"fewshot": fewshot.as_input()}, build)
+    inputs = {"fewshot": fewshot.as_input()} | ({"init": init.as_input()} if init else {})
+    return make(config, "model", inputs, build)
 
 
 def _masks(config: Config, fewshot: Artifact) -> Artifact:
-    uri = f"{config.out.rstrip('/')}/masks"
+    uri = config.masks or f"{config.out.rstrip('/')}/masks"
     nested = config.model_copy(update={"out": uri, "overwrite": False})
     inputs = {"fewshot": fewshot.as_input()}
     build = lambda writer: build_masks(writer, fewshot, config.pseudo_masks, config.max_rejects)  # noqa: E731
@@ -102,7 +110,9 @@ def _masks(config: Config, fewshot: Artifact) -> Artifact:
     return open_artifact(uri, "masks")
 
 
-def _train(config: Config, fewshot: Artifact, masks: Artifact, writer: ArtifactWriter) -> dict[str, Any]:
+def _train(
+    config: Config, fewshot: Artifact, masks: Artifact, init: Artifact | None, writer: ArtifactWriter
+) -> dict[str, Any]:
     categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))
     names = tuple(category["name"] for category in categories["categories"])
     network = NetworkConfig(

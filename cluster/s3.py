@@ -1,0 +1,242 @@
+"""Buckets as stores, through boto3. Keys, region and endpoint come from the usual places (AWS_*, profiles)."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cluster.errors import (
+    AlreadyExistsError,
+    BadInputError,
+    ObjectMissingError,
+    PermanentStoreError,
+    RetryableStoreError,
+    StoreError,
+)
+from cluster.storage import Entry, Store, _check_name
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ATTEMPTS = 8  # of one request, the first included
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 30
+BACKOFF_S = 0.2  # doubled at each attempt, up to MAX_BACKOFF_S
+MAX_BACKOFF_S = 5.0
+
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_PRESENT = {"412", "PreconditionFailed"}
+_TRANSIENT = {
+    "409", "ConditionalRequestConflict", "OperationAborted",
+    "429", "TooManyRequests", "TooManyRequestsException", "SlowDown", "Throttling", "ThrottlingException",
+    "RequestThrottled", "RequestThrottledException", "RequestLimitExceeded", "BandwidthLimitExceeded",
+    "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed",
+    "500", "502", "503", "504", "InternalError", "InternalFailure", "ServiceUnavailable", "IncompleteBody",
+}  # fmt: skip
+_ADVICE = {
+    "SignatureDoesNotMatch": "wrong secret: check AWS_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "unknown key: check AWS_ACCESS_KEY_ID",
+    "AccessDenied": "access denied: check the policy of these keys",
+    "403": "access denied or wrong keys: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their policy",
+    "NoSuchBucket": "no such bucket",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid: check AWS_SESSION_TOKEN",
+}
+
+_Result = TypeVar("_Result")
+_local = threading.Lock()
+_clients: dict[str, "S3Client"] = {}
+_retries = 0
+
+
+def retries_seen() -> int:
+    """Requests that this process had to repeat so far."""
+    return _retries
+
+
+class S3Store(Store):
+    """A prefix of a bucket."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket, self.prefix = bucket, prefix
+
+    @classmethod
+    def at(cls, uri: str) -> "S3Store":
+        """The store of `s3://bucket/prefix`.
+
+        Raises:
+            BadInputError: no bucket is named.
+        """
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise BadInputError(f"{uri}: no bucket is named; write s3://bucket/prefix")
+        return cls(bucket, prefix.strip("/"))
+
+    def uri(self, name: str = "") -> str:
+        return f"s3://{self.bucket}/{self._key(name)}".rstrip("/")
+
+    def child(self, name: str) -> "S3Store":
+        return S3Store(self.bucket, self._key(name))
+
+    def size(self, name: str) -> int | None:
+        try:
+            head = self._call(name, lambda s3, key: s3.head_object(Bucket=self.bucket, Key=key))
+        except ObjectMissingError:
+            return None
+        return int(head["ContentLength"])
+
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        if length is not None and length <= 0:
+            return b""
+        ranged = bool(start) or length is not None
+        span = f"bytes={start}-{'' if length is None else start + length - 1}"
+
+        def get(s3: "S3Client", key: str) -> bytes:
+            wanted = {"Range": span} if ranged else {}
+            reply = s3.get_object(Bucket=self.bucket, Key=key, **wanted)  # type: ignore[arg-type]
+            data = reply["Body"].read()
+            if len(data) != reply["ContentLength"]:
+                raise _ShortBodyError(f"{len(data)} of {reply['ContentLength']} bytes came")
+            return data
+
+        return self._call(name, get)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._call(name, lambda s3, key: s3.put_object(Bucket=self.bucket, Key=key, Body=data))
+
+    def write_if_absent(self, name: str, data: bytes) -> None:
+        self._call(name, lambda s3, key: s3.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"))
+
+    def write_file(self, name: str, path: Path) -> None:
+        self._call(name, lambda s3, key: s3.upload_file(str(path), self.bucket, key))
+
+    def download(self, name: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._call(name, lambda s3, key: s3.download_file(self.bucket, key, str(path)))  # whole or not at all
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        base = f"{self.prefix}/" if self.prefix else ""
+        token = ""
+        while True:
+            more: dict[str, Any] = {"ContinuationToken": token} if token else {}
+            page = self._call(
+                prefix, lambda s3, _, m=more: s3.list_objects_v2(Bucket=self.bucket, Prefix=base + prefix, **m)
+            )
+            for item in page.get("Contents", []):
+                yield Entry(item["Key"][len(base) :], item["Size"])
+            token = page.get("NextContinuationToken", "")
+            if not token:
+                return
+
+    def delete(self, name: str) -> None:
+        self._call(name, lambda s3, key: s3.delete_object(Bucket=self.bucket, Key=key))
+
+    def _key(self, name: str) -> str:
+        _check_name(name)
+        return f"{self.prefix}/{name}".strip("/")
+
+    def _call(self, name: str, request: "Callable[[S3Client, str], _Result]") -> _Result:
+        """One request with retries and our errors."""
+        global _retries  # noqa: PLW0603 - one counter a process
+        where = self.uri(name)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return request(_client(where), self._key(name))
+            except Exception as error:
+                ours = _translated(error, where)
+                if not isinstance(ours, RetryableStoreError) or attempt == ATTEMPTS:
+                    raise ours from None
+                _retries += 1
+                time.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * _jitter())
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class _ShortBodyError(Exception):
+    """A body shorter than its Content-Length."""
+
+
+def _jitter() -> float:
+    """Between 0.5 and 1.5, so that many workers do not come back at once."""
+    return 0.5 + (time.monotonic_ns() % 1000) / 1000
+
+
+def _client(where: str) -> "S3Client":
+    """The process's client (boto3 clients are thread-safe), made when it is first needed."""
+    with _local:
+        if "s3" not in _clients:
+            import boto3
+            from botocore.config import Config
+
+            config = Config(
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                retries={"total_max_attempts": 1},
+                max_pool_connections=64,
+            )
+            _clients["s3"] = boto3.session.Session().client("s3", config=config)
+        return _clients["s3"]
+
+
+def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa: PLR0911 - one line a kind
+    """An error of boto3 as ours; any other error itself."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        HTTPClientError,
+        NoCredentialsError,
+        ParamValidationError,
+        PartialCredentialsError,
+    )
+
+    if isinstance(error, ClientError):
+        return _from_code(error, where)
+    if isinstance(error, Boto3Error) and isinstance(error.__context__, (ClientError, BotoCoreError)):
+        return _translated(error.__context__, where)
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return PermanentStoreError(f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if isinstance(error, ParamValidationError):
+        return BadInputError(f"{where}: {' '.join(str(error).split())}")
+    if isinstance(error, (HTTPClientError, _ShortBodyError, Boto3Error)):
+        return RetryableStoreError(f"{where}: the store does not answer as it should ({_line(error)}); check the network")
+    if isinstance(error, BotoCoreError):
+        return PermanentStoreError(f"{where}: {_line(error)}")
+    return error
+
+
+def _from_code(error: Any, where: str) -> StoreError:  # noqa: ANN401 - botocore's ClientError
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    throttled = status == "403" and "rate" in message.lower()
+    if code in _TRANSIENT or status in {"429", "500", "502", "503", "504"} or throttled:
+        return RetryableStoreError(f"{where}: the store is busy ({code or status}) after {ATTEMPTS} attempts; try again later")
+    if code in _MISSING:
+        return ObjectMissingError(f"{where}: no such object")
+    if code in _PRESENT:
+        return AlreadyExistsError(f"{where}: there is one already")
+    return PermanentStoreError(f"{where}: {_ADVICE.get(code) or f'{code} {message}'.strip() or f'HTTP {status}'}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def arrow_s3() -> Any:  # noqa: ANN401 - pyarrow.fs.S3FileSystem, imported lazily
+    """pyarrow's S3 filesystem with the credentials, region and endpoint that boto3 finds."""
+    import boto3
+    import pyarrow.fs
+
+    session = boto3.session.Session()
+    keys = session.get_credentials()
+    if keys is None:
+        raise PermanentStoreError("s3: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    frozen = keys.get_frozen_credentials()
+    endpoint = _client("s3://").meta.endpoint_url
+    return pyarrow.fs.S3FileSystem(
+        access_key=frozen.access_key,
+        secret_key=frozen.secret_key,
+        session_token=frozen.token,
+        region=session.region_name or "us-east-1",
+        endpoint_override=None if "amazonaws.com" in endpoint else endpoint,
+    )

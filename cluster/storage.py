@@ -1,0 +1,311 @@
+"""Stores: the one place that opens URIs. A store is a folder, on disk (a path, `file://`) or in a bucket (`s3://`).
+
+Names inside a store are relative, with `/` between their pieces. Writes are atomic: a reader sees all of an object or none.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlparse
+
+from cluster.errors import AlreadyExistsError, BadInputError, ObjectMissingError, PermanentStoreError
+
+_TEMPORARY = ".tmp-"  # prefix of files that are not finished; never listed
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing: name in the store, size in bytes."""
+
+    name: str
+    size: int
+
+
+class Store(ABC):
+    """A folder of objects. Picklable; clients are made in each process when first used."""
+
+    @abstractmethod
+    def uri(self, name: str = "") -> str:
+        """Absolute URI of an object, or of the folder itself."""
+
+    @abstractmethod
+    def child(self, name: str) -> "Store":
+        """The store rooted at a folder below."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Size in bytes; None when there is no such object."""
+
+    @abstractmethod
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """The object's bytes, or `length` of them from `start`.
+
+        Raises:
+            ObjectMissingError: no such object.
+        """
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Put an object, whole or not at all, over any that is there."""
+
+    @abstractmethod
+    def write_if_absent(self, name: str, data: bytes) -> None:
+        """Put an object unless there is one; of many writers exactly one succeeds.
+
+        Raises:
+            AlreadyExistsError: there is one.
+        """
+
+    @abstractmethod
+    def write_file(self, name: str, path: Path) -> None:
+        """Put a file of any size, whole or not at all."""
+
+    @abstractmethod
+    def download(self, name: str, path: Path) -> None:
+        """Bring an object to a local path, whole or not at all."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """All objects whose names start with `prefix`, by name."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove an object; nothing happens when there is none."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object."""
+        return self.size(name) is not None
+
+    def open(self, name: str) -> BinaryIO:
+        """A seekable reader that fetches only the ranges it is asked for.
+
+        Raises:
+            ObjectMissingError: no such object.
+        """
+        size = self.size(name)
+        if size is None:
+            raise ObjectMissingError(f"{self.uri(name)}: no such object")
+        return io.BufferedReader(_Ranges(self, name, size), buffer_size=1 << 18)
+
+
+class _Ranges(io.RawIOBase):
+    """Ranged reads of one object as a raw file."""
+
+    def __init__(self, store: Store, name: str, size: int) -> None:
+        super().__init__()
+        self._store, self._name, self._size, self._at = store, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._store.read(self._name, start=self._at, length=wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class LocalStore(Store):
+    """A folder on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def uri(self, name: str = "") -> str:
+        return str(self._path(name)) if name else str(self.root)
+
+    def child(self, name: str) -> "LocalStore":
+        return LocalStore(self._path(name))
+
+    def size(self, name: str) -> int | None:
+        path = self._path(name)
+        with _explained(path):
+            try:
+                return path.stat().st_size if path.is_file() else None
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        path = self._path(name)
+        with _explained(path), path.open("rb") as file:
+            if start:
+                file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with _explained(path), _finished_file(path, data) as temporary:
+            temporary.replace(path)
+
+    def write_if_absent(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with _explained(path), _finished_file(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise AlreadyExistsError(f"{path}: there is one already") from None
+
+    def write_file(self, name: str, path: Path) -> None:
+        target = self._path(name)
+        with _explained(target), _finished_file(target, path) as temporary:
+            temporary.replace(target)
+
+    def download(self, name: str, path: Path) -> None:
+        source = self._path(name)
+        with _explained(source), _finished_file(path, source) as temporary:
+            temporary.replace(path)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        folder = self.root / prefix.rpartition("/")[0]
+        with _explained(folder):
+            for parent, folders, files in os.walk(folder):
+                folders.sort()
+                for file in sorted(files):
+                    path = Path(parent, file)
+                    name = path.relative_to(self.root).as_posix()
+                    if name.startswith(prefix) and not file.startswith(_TEMPORARY):
+                        with contextlib.suppress(FileNotFoundError):
+                            yield Entry(name, path.stat().st_size)
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        with _explained(path):
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        _check_name(name)
+        return self.root / name
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise BadInputError(f"{name!r} is not a name inside a folder")
+
+
+@contextlib.contextmanager
+def _finished_file(path: Path, source: bytes | Path) -> Iterator[Path]:
+    """A temporary file beside `path` with all of `source` in it, on disk; gone afterwards, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            if isinstance(source, bytes):
+                file.write(source)
+            else:
+                with source.open("rb") as reader:
+                    while block := reader.read(8 << 20):
+                        file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the file system as ours, one line each."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ObjectMissingError(f"{path}: no such file") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise PermanentStoreError(f"{path}: a file is in the way of a folder, or the reverse; choose another") from None
+    except PermissionError:
+        raise PermanentStoreError(f"{path}: permission denied; choose a folder that you may write") from None
+    except OSError as error:
+        advice = {errno.EROFS: "choose a folder that can be written", errno.ENOSPC: "free some space"}
+        raise PermanentStoreError(
+            f"{path}: {error.strerror}; {advice.get(error.errno or 0, 'check the disk')}"
+        ) from None
+
+
+def open_store(uri: str | Path) -> Store:
+    """The store rooted at a folder.
+
+    Raises:
+        BadInputError: no store has this scheme.
+    """
+    text = str(uri)
+    scheme = urlparse(text).scheme if "://" in text else ""
+    if not text:
+        raise BadInputError("an empty path names no folder")
+    if scheme == "s3":
+        from cluster.s3 import S3Store
+
+        return S3Store.at(text)
+    if scheme == "file":
+        return LocalStore(Path(unquote(urlparse(text).path)))
+    if scheme:
+        raise BadInputError(f"{text}: {scheme}:// is not supported; use a path, file:// or s3://")
+    return LocalStore(Path(os.path.abspath(Path(text).expanduser())))  # noqa: PTH100 - resolve() would follow links
+
+
+def split_uri(uri: str) -> tuple[Store, str]:
+    """A URI of one object as the store of its folder and its name there."""
+    head, slash, name = uri.rstrip("/").rpartition("/")
+    if not name:
+        raise BadInputError(f"{uri!r} names no file")
+    return _cached_store(head if slash and head else "/" if slash else "."), name
+
+
+@lru_cache(maxsize=256)
+def _cached_store(uri: str) -> Store:
+    return open_store(uri)
+
+
+def read_uri(uri: str) -> bytes:
+    """All bytes of the object at an absolute URI or a path.
+
+    Raises:
+        ObjectMissingError: no such object.
+    """
+    store, name = split_uri(uri)
+    return store.read(name)
+
+
+def resolve_uri(uri: str, base: str) -> str:
+    """`uri` as it stands in a table at `base`: absolute ones stay, relative ones are below the table's folder."""
+    if "://" in uri or uri.startswith("/"):
+        return uri
+    return f"{base.rpartition('/')[0]}/{uri}"
+
+
+def arrow_filesystem(uri: str) -> tuple[Any, str]:
+    """A pyarrow filesystem and the path of `uri` in it, for libraries that write there themselves (Ray Train)."""
+    import pyarrow.fs
+
+    store = open_store(uri)
+    if isinstance(store, LocalStore):
+        store.root.mkdir(parents=True, exist_ok=True)
+        return pyarrow.fs.LocalFileSystem(), str(store.root)
+    from cluster.s3 import arrow_s3
+
+    return arrow_s3(), store.uri("").removeprefix("s3://").rstrip("/")
