@@ -141,7 +141,7 @@ class S3Store(Store):
         where = self.uri(name)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return request(_client(where), self._key(name))
+                return request(_client(), self._key(name))
             except Exception as error:
                 ours = _translated(error, where)
                 if not isinstance(ours, RetryableStoreError) or attempt == ATTEMPTS:
@@ -160,7 +160,7 @@ def _jitter() -> float:
     return 0.5 + (time.monotonic_ns() % 1000) / 1000
 
 
-def _client(where: str) -> "S3Client":
+def _client() -> "S3Client":
     """The process's client (boto3 clients are thread-safe), made when it is first needed."""
     with _local:
         if "s3" not in _clients:
@@ -183,6 +183,7 @@ def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
+        ConnectionError,  # noqa: A004 - botocore's own
         HTTPClientError,
         NoCredentialsError,
         ParamValidationError,
@@ -197,7 +198,7 @@ def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa
         return PermanentStoreError(f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, ParamValidationError):
         return BadInputError(f"{where}: {' '.join(str(error).split())}")
-    if isinstance(error, (HTTPClientError, _ShortBodyError, Boto3Error)):
+    if isinstance(error, (HTTPClientError, ConnectionError, _ShortBodyError, Boto3Error)):
         return RetryableStoreError(f"{where}: the store does not answer as it should ({_line(error)}); check the network")
     if isinstance(error, BotoCoreError):
         return PermanentStoreError(f"{where}: {_line(error)}")
@@ -232,7 +233,7 @@ def arrow_s3() -> Any:  # noqa: ANN401 - pyarrow.fs.S3FileSystem, imported lazil
     if keys is None:
         raise PermanentStoreError("s3: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     frozen = keys.get_frozen_credentials()
-    endpoint = _client("s3://").meta.endpoint_url
+    endpoint = _client().meta.endpoint_url
     return pyarrow.fs.S3FileSystem(
         access_key=frozen.access_key,
         secret_key=frozen.secret_key,

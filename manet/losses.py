@@ -1,0 +1,36 @@
+"""The saliency loss and the binary maps that it and SR-MAC use.
+
+Shape letters: B pictures, H x W cells or pixels. Source: METHOD.md "Training", equation 1.
+"""
+
+import torch
+from torch import Tensor
+
+
+def binarise_at_mean(map_BHW: Tensor) -> Tensor:
+    """1 where a map is greater than its own mean, else 0; a constant map gives all zeros. [B, H, W], same dtype."""
+    mean_B11 = map_BHW.mean(dim=(-2, -1), keepdim=True)
+    constant_B11 = map_BHW.amax(dim=(-2, -1), keepdim=True) == map_BHW.amin(dim=(-2, -1), keepdim=True)
+    return ((map_BHW > mean_B11) & ~constant_B11).to(map_BHW.dtype)
+
+
+def dice_loss(predicted_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
+    """Equation 1 with the mean over the batch: 1 - mean_i 2 |f n Y| / (|f| + |Y|), a scalar in [0, 1].
+
+    Args:
+        predicted_BHW: saliency in [0, 1].
+        mask_BHW: pseudo-saliency mask, 0 or 1. Both may have any equal shape behind the batch.
+
+    An empty mask with an empty prediction scores 0 loss.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if predicted_BHW.shape != mask_BHW.shape:
+        raise ValueError(f"prediction {tuple(predicted_BHW.shape)} and mask {tuple(mask_BHW.shape)} differ in shape")
+    predicted, mask = predicted_BHW.flatten(1).float(), mask_BHW.flatten(1).float()
+    overlap_B = (predicted * mask).sum(1)
+    total_B = predicted.sum(1) + mask.sum(1)
+    empty_B = total_B == 0
+    score_B = 2 * overlap_B / torch.where(empty_B, torch.ones_like(total_B), total_B)
+    return 1 - torch.where(empty_B, torch.ones_like(score_B), score_B).mean()

@@ -1,0 +1,78 @@
+"""Retrieval metrics. Source: METHOD.md "MAP@7"."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from manet.errors import InputError
+
+BOOTSTRAPS = 1000
+
+
+def average_precision(ranked: Sequence[str], relevant: Collection[str], k: int = 7) -> float:
+    """AP@k as the challenge's public code has it: the divisor is the number of hits among the k answers."""
+    total, hits = _precision_sum(ranked, relevant, k)
+    return total / hits if hits else 0.0
+
+
+def average_precision_standard(ranked: Sequence[str], relevant: Collection[str], k: int = 7) -> float:
+    """AP@k in its standard form: the divisor is min(k, number of relevant ids)."""
+    total, _ = _precision_sum(ranked, relevant, k)
+    return total / min(k, len(relevant))
+
+
+def _precision_sum(ranked: Sequence[str], relevant: Collection[str], k: int) -> tuple[float, int]:
+    """Sum of hits-so-far / rank over the ranks that hold a hit, and the number of hits."""
+    hits, total = 0, 0.0
+    for rank, answer in enumerate(ranked[:k], 1):
+        if answer in relevant:
+            hits += 1
+            total += hits / rank
+    return total, hits
+
+
+def drop_self(ranked: Sequence[str], query: str, k: int) -> list[str]:
+    """The first k answers other than the query's own id."""
+    return [answer for answer in ranked if answer != query][:k]
+
+
+def retrieval_metrics(
+    ranked: Mapping[str, Sequence[str]], relevant: Mapping[str, Collection[str]], k: int = 7
+) -> dict[str, float]:
+    """MAP@k in both forms, recall@1, recall@k (shares of queries with a hit so early), and MAP@k's 95% interval.
+
+    Args:
+        ranked: query id -> its answers, best first; a query without answers scores 0.
+        relevant: query id -> the ids that answer it; its keys are the queries that count.
+        k: answers that are looked at.
+
+    Raises:
+        InputError: no queries, or one without a relevant id.
+    """
+    if not relevant:
+        raise InputError("no queries to evaluate")
+    for query, ids in relevant.items():
+        if not ids:
+            raise InputError(f"query {query!r} has no relevant id; drop it or name its gallery pictures")
+    answers = [(ranked.get(query, ()), set(ids)) for query, ids in relevant.items()]
+    scores = np.array([average_precision(ranks, ids, k) for ranks, ids in answers])
+    low, high = bootstrap_interval(scores)
+    return {
+        f"map@{k}": round(float(scores.mean()), 6),
+        f"map@{k}_low": round(low, 6),
+        f"map@{k}_high": round(high, 6),
+        f"map@{k}_standard": round(
+            float(np.mean([average_precision_standard(ranks, ids, k) for ranks, ids in answers])), 6
+        ),
+        "recall@1": round(float(np.mean([bool(ids & set(ranks[:1])) for ranks, ids in answers])), 6),
+        f"recall@{k}": round(float(np.mean([bool(ids & set(ranks[:k])) for ranks, ids in answers])), 6),
+        "queries": len(answers),
+    }
+
+
+def bootstrap_interval(scores: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of the mean over resampled queries, seeded."""
+    rng = np.random.default_rng(seed)
+    means = [scores[rng.integers(0, len(scores), len(scores))].mean() for _ in range(BOOTSTRAPS)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

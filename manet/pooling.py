@@ -1,0 +1,97 @@
+"""Feature map -> descriptor: MAC, SPoC, GeM, R-MAC and SR-MAC.
+
+Shape letters: B pictures, C channels, H x W cells, R regions. All maps are activations >= 0; all descriptors are float32
+of unit length. Source: METHOD.md "SR-MAC" and "The systems that the letter compares with".
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from manet.errors import PictureError, Reason
+from manet.regions import rmac_regions
+
+PoolingName = Literal["mac", "spoc", "gem", "r-mac", "sr-mac", "sr-mac-as-printed"]
+POOLINGS: tuple[PoolingName, ...] = ("mac", "spoc", "gem", "r-mac", "sr-mac", "sr-mac-as-printed")
+DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
+GEM_P = 3.0
+_EPSILON = 1e-6
+
+
+def dead_rows(x_BCHW: Tensor) -> Tensor:
+    """Pictures without any positive activation, bool [B]: they have no descriptor."""
+    return ~(x_BCHW > 0).flatten(1).any(1)
+
+
+def mac(x_BCHW: Tensor) -> Tensor:
+    """Maximum of every channel, [B, C]."""
+    return _unit(x_BCHW.amax((-2, -1)).float())
+
+
+def spoc(x_BCHW: Tensor) -> Tensor:
+    """Mean of every channel, [B, C]."""
+    return _unit(x_BCHW.float().mean((-2, -1)))
+
+
+def gem(x_BCHW: Tensor, p: float = GEM_P) -> Tensor:
+    """Generalised mean of every channel, [B, C]."""
+    return _unit(x_BCHW.float().clamp(min=_EPSILON).pow(p).mean((-2, -1)).pow(1 / p))
+
+
+def r_mac(x_BCHW: Tensor, *, global_vector: bool = False) -> Tensor:
+    """Sum of the regions' unit-length maxima, [B, C]; `global_vector` adds the whole map's, as cirtorch does."""
+    total_BC = _units(rmac_regions(*x_BCHW.shape[-2:]).max(x_BCHW).float()).sum(1)
+    return _unit(total_BC + mac(x_BCHW) if global_vector else total_BC)
+
+
+def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
+    """Sum of the regions' unit-length maxima, each weighted by its salient share, [B, C]; equations 4 to 7.
+
+    Args:
+        x_BCHW: the basic feature tensor X~.
+        salient_BHW: 1 where the cell is salient, else 0. No salient cell at all: every weight is 1 (plain R-MAC).
+        as_printed: weigh before the norm, as the letter prints it; the weight is then a mere gate, 0 or 1.
+
+    Raises:
+        ValueError: the two maps differ in cells.
+    """
+    regions = rmac_regions(*x_BCHW.shape[-2:])
+    weight_BR = regions.mean(salient_BHW)
+    if as_printed:
+        weight_BR = (weight_BR > 0).float()
+    weight_BR = torch.where((salient_BHW > 0).flatten(1).any(1)[:, None], weight_BR, torch.ones_like(weight_BR))
+    total_BC = torch.einsum("br,brc->bc", weight_BR, _units(regions.max(x_BCHW).float()))
+    return _unit(total_BC)
+
+
+def pool(name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor) -> Tensor:
+    """One of `POOLINGS` by name, [B, C]. Only SR-MAC looks at `salient_BHW`.
+
+    Raises:
+        PictureError: a picture's map is dead; `dead_rows` tells which.
+    """
+    if dead_rows(x_BCHW).any():
+        raise DEAD
+    return _BY_NAME[name](x_BCHW, salient_BHW)
+
+
+_BY_NAME: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {
+    "mac": lambda x, _: mac(x),
+    "spoc": lambda x, _: spoc(x),
+    "gem": lambda x, _: gem(x),
+    "r-mac": lambda x, _: r_mac(x),
+    "sr-mac": sr_mac,
+    "sr-mac-as-printed": lambda x, salient: sr_mac(x, salient, as_printed=True),
+}
+
+
+def _units(vectors: Tensor) -> Tensor:
+    """Each vector of the last axis at unit length; a zero vector stays zero."""
+    return F.normalize(vectors, dim=-1, eps=1e-12)
+
+
+def _unit(vectors_BC: Tensor) -> Tensor:
+    return _units(vectors_BC)
