@@ -28,6 +28,7 @@ from jobs.inputs import Table, local_copy
 from jobs.parquet import parquet_bytes, read_parquet
 from manet.errors import PictureError, Reason
 from manet.images import PictureConfig, decode
+from manet.pooling import DescriptorName
 from manet.tables import REJECTS, descriptor_column
 
 FETCH_THREADS = 8  # requests in flight of one decode actor
@@ -117,7 +118,7 @@ class Fetch:
 class Describe:
     """Model actor: a unit's pictures -> its part and its rejects in the store, then its receipt."""
 
-    def __init__(self, model: Artifact, store: Store, names: tuple[str, ...], config: DescribeConfig) -> None:
+    def __init__(self, model: Artifact, store: Store, names: tuple[DescriptorName, ...], config: DescribeConfig) -> None:
         import torch
 
         from manet.checkpoint import load_model
@@ -152,7 +153,7 @@ class Describe:
 
 
 def describe_into(
-    writer: ArtifactWriter, table: Table, model: Artifact, config: DescribeConfig, *, names: tuple[str, ...]
+    writer: ArtifactWriter, table: Table, model: Artifact, config: DescribeConfig, *, names: tuple[DescriptorName, ...]
 ) -> dict[str, Any]:
     """Describe all pictures of `table` into the artifact, resuming what is done; returns the counts, checked.
 
@@ -175,7 +176,7 @@ def describe_into(
 
 
 def _stream(
-    store: Store, table: Table, model: Artifact, config: DescribeConfig, names: tuple[str, ...], todo: list[Unit]
+    store: Store, table: Table, model: Artifact, config: DescribeConfig, names: tuple[DescriptorName, ...], todo: list[Unit]
 ) -> Iterator[dict[str, Any]]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext

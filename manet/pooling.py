@@ -15,7 +15,20 @@ from manet.errors import PictureError, Reason
 from manet.regions import rmac_regions
 
 PoolingName = Literal["mac", "spoc", "gem", "r-mac", "sr-mac", "sr-mac-as-printed"]
-POOLINGS: tuple[PoolingName, ...] = ("mac", "spoc", "gem", "r-mac", "sr-mac", "sr-mac-as-printed")
+DescriptorName = Literal[
+    "mac",
+    "spoc",
+    "gem",
+    "r-mac",
+    "sr-mac",
+    "sr-mac-as-printed",
+    "mac@backbone",
+    "spoc@backbone",
+    "gem@backbone",
+    "r-mac@backbone",
+    "sr-mac@backbone",
+]
+"""A pooling of X~; with `@backbone`, of the backbone's own F, before attention."""
 DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
 GEM_P = 3.0
 _EPSILON = 1e-6
@@ -28,23 +41,23 @@ def dead_rows(x_BCHW: Tensor) -> Tensor:
 
 def mac(x_BCHW: Tensor) -> Tensor:
     """Maximum of every channel, [B, C]."""
-    return _unit(x_BCHW.amax((-2, -1)).float())
+    return _units(x_BCHW.amax((-2, -1)).float())
 
 
 def spoc(x_BCHW: Tensor) -> Tensor:
     """Mean of every channel, [B, C]."""
-    return _unit(x_BCHW.float().mean((-2, -1)))
+    return _units(x_BCHW.float().mean((-2, -1)))
 
 
 def gem(x_BCHW: Tensor, p: float = GEM_P) -> Tensor:
     """Generalised mean of every channel, [B, C]."""
-    return _unit(x_BCHW.float().clamp(min=_EPSILON).pow(p).mean((-2, -1)).pow(1 / p))
+    return _units(x_BCHW.float().clamp(min=_EPSILON).pow(p).mean((-2, -1)).pow(1 / p))
 
 
 def r_mac(x_BCHW: Tensor, *, global_vector: bool = False) -> Tensor:
     """Sum of the regions' unit-length maxima, [B, C]; `global_vector` adds the whole map's, as cirtorch does."""
     total_BC = _units(rmac_regions(*x_BCHW.shape[-2:]).max(x_BCHW).float()).sum(1)
-    return _unit(total_BC + mac(x_BCHW) if global_vector else total_BC)
+    return _units(total_BC + mac(x_BCHW) if global_vector else total_BC)
 
 
 def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
@@ -64,11 +77,11 @@ def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> 
         weight_BR = (weight_BR > 0).float()
     weight_BR = torch.where((salient_BHW > 0).flatten(1).any(1)[:, None], weight_BR, torch.ones_like(weight_BR))
     total_BC = torch.einsum("br,brc->bc", weight_BR, _units(regions.max(x_BCHW).float()))
-    return _unit(total_BC)
+    return _units(total_BC)
 
 
 def pool(name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor) -> Tensor:
-    """One of `POOLINGS` by name, [B, C]. Only SR-MAC looks at `salient_BHW`.
+    """A pooling by name, [B, C]. Only SR-MAC looks at `salient_BHW`.
 
     Raises:
         PictureError: a picture's map is dead; `dead_rows` tells which.
@@ -91,7 +104,3 @@ _BY_NAME: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {
 def _units(vectors: Tensor) -> Tensor:
     """Each vector of the last axis at unit length; a zero vector stays zero."""
     return F.normalize(vectors, dim=-1, eps=1e-12)
-
-
-def _unit(vectors_BC: Tensor) -> Tensor:
-    return _units(vectors_BC)

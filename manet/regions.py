@@ -57,10 +57,8 @@ class Regions:
         means = []
         for top, left, side in self.boxes:
             low, right = top + side, left + side
-            area = min(low, self.height) - top, min(right, self.width) - left
-            low, right = top + area[0], left + area[1]
             inside = total[:, low, right] - total[:, top, right] - total[:, low, left] + total[:, top, left]
-            means.append(inside / (area[0] * area[1]))
+            means.append(inside / side**2)
         return torch.stack(means, 1).to(torch.float32)
 
     def _check(self, x: Tensor) -> None:

@@ -1,0 +1,99 @@
+"""Backbones by name: a picture -> F, the activations of its last convolutional layer.
+
+Shape letters: B pictures, K channels, H x W cells. Networks come from timm; all are fully convolutional here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from manet.errors import InputError
+from manet.weights import Fetch, load_into, read_tensors, resolve
+
+_TIMM_NAME = {"efficientnet-lite0": "tf_efficientnet_lite0"}
+_LITE_MEAN_STD = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128, what the pip weights were trained with
+
+
+class Normalise(nn.Module):
+    """RGB in [0, 1], [B, 3, h, w], to what a network was trained on."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """The normalised picture."""
+        return (rgb - self.mean) / self.std
+
+
+class Backbone(nn.Module):
+    """F = ReLU(last convolutional feature map), [B, K, H, W], from RGB in [0, 1].
+
+    R-MAC and its kin need activations >= 0; where a network ends in another activation, what is below 0 is cut.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.net = create(name, num_classes=0, global_pool="")
+        self.normalise = Normalise(*mean_std(name, self.net))
+        self.channels = int(cast(Any, self.net).num_features)
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """F of a batch."""
+        return torch.relu(cast(Any, self.net).forward_features(self.normalise(rgb)))
+
+
+def create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own options
+    """A network of timm without weights.
+
+    Raises:
+        InputError: timm knows no such network, or not in this form.
+    """
+    known = _TIMM_NAME.get(name, name)
+    if not timm.is_model(known):
+        raise InputError(f"backbone {name!r} is unknown; use efficientnet-lite0 or a name of timm.list_models()")
+    try:
+        return cast(nn.Module, timm.create_model(known, pretrained=False, **options))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"backbone {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+
+def mean_std(name: str, net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that a network's pictures are normalised with."""
+    if name in _TIMM_NAME:
+        return _LITE_MEAN_STD
+    config = cast(Any, net).default_cfg
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def load_pretrained(net: nn.Module, name: str, spec: str, fetch: Fetch | None = None) -> None:
+    """Fill a network made by `create` from a weights spec (see `manet.weights`).
+
+    A network without a classifier takes what it has from a file that has one.
+
+    Raises:
+        WeightsError: the weights are not there or not this network's.
+    """
+    if spec == "random":
+        return
+    if spec == "pretrained":
+        source = timm.create_model(_TIMM_NAME.get(name, name), pretrained=True)
+        tensors: Mapping[str, Tensor] = source.state_dict()
+    else:
+        tensors = read_tensors(resolve(spec, fetch))
+        if spec == "pip:efficientnet-lite0" and name == "efficientnet-lite0":
+            tensors = _as_timm_names(tensors, name)
+    load_into(net, tensors, spec, strict=False)
+
+
+def _as_timm_names(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The pip package lists the same layers in the same order under other names."""
+    names = create(name).state_dict().keys()
+    return dict(zip(names, tensors.values(), strict=True))

