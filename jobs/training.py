@@ -19,12 +19,12 @@ from cluster.artifact import Artifact
 from cluster.errors import JobFailedError
 from cluster.storage import arrow_filesystem
 from cluster.telemetry import say
-from jobs.inputs import fetch_weights
+from jobs.inputs import fetch_weights, local_copy
 from jobs.parquet import read_parquet
 from jobs.pictures import load_picture
 from manet.errors import PictureError
 from manet.images import PictureConfig
-from manet.network import NetworkConfig
+from manet.network import InitialWeights, NetworkConfig
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +37,12 @@ DECODE_ROWS = 64  # pictures of one block of the stream
 class Plan(BaseModel):
     """All that a training run is made of; the fields are those of `jobs.train.Config`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     network: NetworkConfig
+    weights: InitialWeights
+    init: Artifact | None
+    train_rows: int
     categories: tuple[str, ...]
     train_size: int
     saliency_epochs: int
@@ -72,7 +75,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path) -> list[dict[
     filesystem, path = arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
         _loop,
-        train_loop_config={"plan": plan.model_dump()},
+        train_loop_config={"plan": plan},
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.worker_gpus > 0,
@@ -129,3 +132,169 @@ def _decode(batch: dict[str, Any], masks: Artifact, size: int, augment: bool) ->
         grey.append(mask)
         labels.append(row["label"])
     return {"pixels": np.stack(pixels), "mask": np.stack(grey), "label": np.array(labels, np.int64)}
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """What every worker runs: all epochs that the newest checkpoint has not done."""
+    import ray.train
+    import torch
+
+    plan: Plan = config["plan"]
+    torch.set_num_threads(max(1, int(plan.worker_cpus)))
+    torch.manual_seed(plan.seed)
+    device = ray.train.torch.get_device()
+    network, history = _start(plan)
+    network.to(device, memory_format=torch.channels_last)
+    for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
+        if plan.stage(epoch) != (plan.stage(epoch - 1) if epoch > len(history) else ""):
+            step = _Stage(network, plan, epoch, device)
+        row = step.train_epoch(epoch, ray.train.get_dataset_shard("train"))
+        row |= step.validate(ray.train.get_dataset_shard("val"))
+        history.append({"epoch": epoch, "stage": plan.stage(epoch), **row})
+        _report(network, plan, history)
+
+
+def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]]]:
+    """The network and the epochs done: from the newest checkpoint, else from the initial weights."""
+    import ray.train
+
+    from manet.checkpoint import load_model
+    from manet.network import MANet, initial
+    from manet.weights import load_into
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            return load_model(Path(folder)), json.loads((Path(folder) / "history.json").read_text())
+    if plan.init is None:
+        return initial(plan.network, plan.weights, fetch_weights), []
+    network = MANet(plan.network)
+    source = load_model(local_copy(plan.init))
+    tensors = {**network.state_dict(), **source.state_dict()}
+    load_into(network, tensors, plan.init.uri, strict=False)
+    return network, []
+
+
+def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]]) -> None:
+    """End of an epoch: metrics, and from the first worker a checkpoint."""
+    import ray.train
+
+    from manet.checkpoint import save_model
+
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = None
+        if ray.train.get_context().get_world_rank() == 0:
+            save_model(Path(scratch), network, plan.categories)
+            (Path(scratch) / "history.json").write_text(json.dumps(history))
+            checkpoint = ray.train.Checkpoint.from_directory(scratch)
+        ray.train.report(history[-1], checkpoint=checkpoint)
+
+
+def _like(mask: "torch.Tensor", saliency_B1hw: "torch.Tensor") -> "torch.Tensor":
+    """Grey masks [B, S, S] at the saliency map's resolution, [B, h, w]."""
+    from torch.nn import functional as F
+
+    size = saliency_B1hw.shape[-2:]
+    return F.interpolate(mask[:, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
+
+
+class _Stage:
+    """Optimiser, schedule and steps of one stage."""
+
+    def __init__(self, network: "MANet", plan: Plan, epoch: int, device: "torch.device") -> None:
+        import ray.train
+        import ray.train.torch
+        import torch
+
+        from manet.network import JointStage, SaliencyStage
+
+        self._network, self._plan, self._device = network, plan, device
+        self._saliency_only = plan.stage(epoch) == "saliency"
+        self._first = 0 if self._saliency_only else plan.saliency_epochs
+        self._epochs = plan.saliency_epochs if self._saliency_only else plan.epochs
+        world = ray.train.get_context().get_world_size()
+        self._batch = max(1, plan.batch_size // world)
+        self._steps = max(1, math.ceil(plan.train_rows / (self._batch * world)))
+        network.backbone.requires_grad_(not self._saliency_only)
+        if network.head is not None:
+            network.head.requires_grad_(not self._saliency_only)
+        module = SaliencyStage(network) if self._saliency_only else JointStage(network)
+        self._module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+        groups = [{"params": network.saliency.parameters(), "lr": plan.lr * (5 if self._saliency_only else 1)}]
+        if not self._saliency_only:
+            groups.append({"params": network.backbone.parameters(), "lr": plan.lr})
+            if network.head is not None:
+                groups.append({"params": network.head.parameters(), "lr": plan.head_lr})
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
+        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+
+    def train_epoch(self, epoch: int, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
+        """One pass over this worker's share; mean losses."""
+        self._module.train()
+        if self._saliency_only:
+            self._network.backbone.eval()
+        sums: dict[str, float] = {}
+        count = 0
+        for index, batch in enumerate(self._batches(shard, shuffle=True)):
+            if index == self._steps:  # every worker takes the same number of steps, whatever its share
+                break
+            self._schedule((epoch - self._first) * self._steps + index)
+            losses = self._losses(batch)
+            self._optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            self._optimizer.step()
+            count += 1
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        return {name: round(total / max(1, count), 5) for name, total in sums.items()}
+
+    def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
+        """Dice loss and class accuracy over the validation split (this worker's share of it)."""
+        import torch
+
+        from manet.losses import binarise_at_mean, dice_loss
+
+        self._network.eval()
+        rows, dice, right = 0, 0.0, 0
+        with torch.inference_mode():
+            for batch in self._batches(shard, shuffle=False):
+                maps = self._network(batch["pixels"])
+                mask = binarise_at_mean(_like(batch["mask"], maps.saliency_B1hw))
+                here = len(batch["label"])
+                dice += float(dice_loss(maps.saliency_B1hw[:, 0], mask)) * here
+                if maps.logits_BN is not None:
+                    right += int((maps.logits_BN.argmax(1) == batch["label"]).sum())
+                rows += here
+        rows = max(1, rows)
+        return {"val_dice_loss": round(dice / rows, 5)} | (
+            {} if self._saliency_only else {"val_accuracy": round(right / rows, 5)}
+        )
+
+    def _batches(self, shard: Any, *, shuffle: bool) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+        yield from shard.iter_torch_batches(
+            batch_size=self._batch,
+            device=self._device,
+            drop_last=shuffle and self._steps > 1,
+            local_shuffle_buffer_size=self._batch * 8 if shuffle else None,
+            local_shuffle_seed=self._plan.seed if shuffle else None,
+        )
+
+    def _losses(self, batch: dict[str, Any]) -> dict[str, Any]:
+        from torch.nn import functional as F
+
+        from manet.losses import binarise_at_mean, dice_loss
+
+        saliency, logits = self._module(batch["pixels"])
+        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
+        if self._saliency_only:
+            return {"loss": dice, "dice_loss": dice}
+        entropy = F.cross_entropy(logits, batch["label"].long())
+        return {"loss": entropy + self._plan.saliency_loss * dice, "dice_loss": dice, "cross_entropy": entropy}
+
+    def _schedule(self, step: int) -> None:
+        """Cosine from the peak to 0 over the stage, after a warm-up of a twentieth of it."""
+        total = self._epochs * self._steps
+        warm = max(1, total // 20)
+        factor = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor

@@ -147,3 +147,28 @@ def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None 
         if weights.text != "random":
             load_into(network.text, read_tensors(resolve(weights.text, fetch)), weights.text)
     return network
+
+
+class SaliencyStage(nn.Module):
+    """The first stage of training as one module: only the saliency branch takes part."""
+
+    def __init__(self, network: MANet) -> None:
+        super().__init__()
+        self.saliency = network.saliency
+
+    def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, None]:
+        """Saliency [B, 1, h, w]; no logits."""
+        return self.saliency(as_rgb(pixels_BHW3)), None
+
+
+class JointStage(nn.Module):
+    """The second stage of training as one module."""
+
+    def __init__(self, network: MANet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Saliency [B, 1, h, w] and class logits [B, N]."""
+        maps = self.network(pixels_BHW3)
+        return maps.saliency_B1hw, maps.logits_BN
