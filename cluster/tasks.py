@@ -27,7 +27,10 @@ def run_tasks(
     """
     import ray
 
-    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(work)
+    def call(unit: _Unit) -> _Result:  # a plain function: ray.remote takes no functools.partial
+        return work(unit)
+
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(call)
     waiting: list[Any] = []
     queue = iter(units)
     try:

@@ -23,7 +23,7 @@ from jobs.make import make
 from jobs.masks import MASK_CLAIM, build_masks
 from jobs.training import Plan, fit
 from manet.images import PictureConfig
-from manet.network import Attention, NetworkConfig, TextSource
+from manet.network import Attention, InitialWeights, NetworkConfig, TextSource
 
 
 class Config(JobConfig):
@@ -117,10 +117,7 @@ def _train(
     names = tuple(category["name"] for category in categories["categories"])
     network = NetworkConfig(
         backbone=config.backbone,
-        backbone_weights=config.backbone_weights,
-        saliency_weights=config.saliency_weights,
         text=config.text,
-        text_weights=config.text_weights,
         attention=config.attention,
         text_source=config.text_source,
         classes=len(names),
@@ -128,6 +125,11 @@ def _train(
     )
     plan = Plan(
         network=network,
+        weights=InitialWeights(
+            backbone=config.backbone_weights, saliency=config.saliency_weights, text=config.text_weights
+        ),
+        init=init,
+        train_rows=sum(part.rows for part in masks.parts("masks-train-")),
         categories=names,
         train_size=config.train_size,
         saliency_epochs=config.saliency_epochs,

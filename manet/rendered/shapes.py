@@ -18,6 +18,8 @@ _STEEL: Colour = (0.78, 0.79, 0.82)
 _GOLD: Colour = (0.86, 0.70, 0.40)
 _DARK: Colour = (0.13, 0.13, 0.15)
 _WOOD: Colour = (0.72, 0.53, 0.34)
+_INK_DARK: Colour = (0.12, 0.11, 0.13)
+_INK_LIGHT: Colour = (0.98, 0.97, 0.95)
 _CREAM: Colour = (0.97, 0.95, 0.91)
 
 
@@ -48,7 +50,9 @@ class Look:
         scale = _LABEL_PX / max(right - left, bottom - top)
         size = int((right - left) * scale), int((bottom - top) * scale)
         ground = on or (self.paper if paper else self.body)
-        texture = label(*size, ground, self.ink, self.accent, self.lines, self.style)
+        legible = abs(sum(ground) - sum(self.ink)) > 0.9
+        ink = self.ink if legible else _INK_DARK if sum(ground) > 1.5 else _INK_LIGHT
+        texture = label(*size, ground, ink, self.accent, self.lines, self.style)
         return Part(outline=rect(*box, 0.008), colour=ground, finish=finish, texture=texture)
 
 
