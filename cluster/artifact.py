@@ -111,9 +111,7 @@ class Blob:
     rows: int = 0
 
 
-def put_unit(
-    store: Store, unit: str, blobs: Mapping[str, Blob], counts: Mapping[str, float] | None = None
-) -> Receipt:
+def put_unit(store: Store, unit: str, blobs: Mapping[str, Blob], counts: Mapping[str, float] | None = None) -> Receipt:
     """Write the files of one unit, then its receipt. Runs in any worker; twice is harmless."""
     parts = tuple(_put(store, name, blob) for name, blob in blobs.items())
     receipt = Receipt(unit=unit, parts=parts, counts=dict(counts or {}))
@@ -124,9 +122,7 @@ def put_unit(
 class ArtifactWriter:
     """The folder that a job writes. `manifest` is set when the same command has been committed there before."""
 
-    def __init__(
-        self, store: Store, claim: Claim, config: Mapping[str, Any], inputs: Mapping[str, Input]
-    ) -> None:
+    def __init__(self, store: Store, claim: Claim, config: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:
         self.store = store
         self.claim = claim
         self._config = dict(config)
@@ -205,13 +201,9 @@ class ArtifactWriter:
         names = [entry.name for entry in self.store.list(f"{RECEIPTS}/")]
         with ThreadPoolExecutor(CHECK_THREADS) as pool:
             receipts = list(pool.map(lambda name: _read_json(self.store, name, Receipt), names))
-            whole = list(
-                pool.map(lambda receipt: receipt is not None and _is_whole(self.store, receipt), receipts)
-            )
+            whole = list(pool.map(lambda receipt: receipt is not None and _is_whole(self.store, receipt), receipts))
         return {
-            receipt.unit: receipt
-            for receipt, ok in zip(receipts, whole, strict=True)
-            if receipt is not None and ok
+            receipt.unit: receipt for receipt, ok in zip(receipts, whole, strict=True) if receipt is not None and ok
         }
 
     def receipts(self, units: Sequence[str]) -> list[Receipt]:
@@ -221,9 +213,7 @@ class ArtifactWriter:
             IntegrityError: a unit has none.
         """
         with ThreadPoolExecutor(CHECK_THREADS) as pool:
-            found = list(
-                pool.map(lambda unit: _read_json(self.store, f"{RECEIPTS}/{unit}.json", Receipt), units)
-            )
+            found = list(pool.map(lambda unit: _read_json(self.store, f"{RECEIPTS}/{unit}.json", Receipt), units))
         missing = [unit for unit, receipt in zip(units, found, strict=True) if receipt is None]
         if missing:
             raise IntegrityError(
@@ -277,11 +267,7 @@ class Artifact:
 
     def parts(self, prefix: str, suffix: str = "") -> list[Part]:
         """The parts whose names start and end so, in the manifest's order."""
-        return [
-            part
-            for part in self.manifest.parts
-            if part.name.startswith(prefix) and part.name.endswith(suffix)
-        ]
+        return [part for part in self.manifest.parts if part.name.startswith(prefix) and part.name.endswith(suffix)]
 
     def read(self, part: Part) -> bytes:
         """A part's bytes, checked against the manifest.
@@ -331,9 +317,7 @@ def open_artifact(uri: str, kind: str) -> Artifact:
         raw = store.read(MANIFEST)
     except ObjectMissingError:
         state = "an unfinished run: run its command again" if store.exists(CLAIM) else "nothing committed"
-        raise ArtifactMissingError(
-            f"{store.uri('')} is not {_a(kind)} artifact: {state} (no {MANIFEST})"
-        ) from None
+        raise ArtifactMissingError(f"{store.uri('')} is not {_a(kind)} artifact: {state} (no {MANIFEST})") from None
     manifest = _parse(raw, Manifest, store.uri(MANIFEST))
     if manifest.kind != kind:
         raise WrongKindError(f"{store.uri('')} holds {_a(manifest.kind)}, but {_a(kind)} is needed here")
@@ -404,9 +388,7 @@ def _parse(raw: bytes, model: type[_Model], where: str) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
-        raise BadInputError(
-            f"{where} is not a valid {model.__name__.lower()}: {place}: {first['msg']}"
-        ) from None
+        raise BadInputError(f"{where} is not a valid {model.__name__.lower()}: {place}: {first['msg']}") from None
 
 
 def _refuse_foreign(store: Store) -> None:

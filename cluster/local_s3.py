@@ -144,7 +144,9 @@ class LocalS3:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+                with contextlib.suppress(
+                    client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou
+                ):
                     client.create_bucket(Bucket=self.bucket)
                 client.put_object(Bucket=self.bucket, Key=".ready", Body=b"1")
                 client.delete_object(Bucket=self.bucket, Key=".ready")
@@ -152,7 +154,9 @@ class LocalS3:
                 ended = self._process is None or self._process.poll() is not None
                 if ended or time.monotonic() > deadline:
                     tail = (self._folder / "server.log").read_text(errors="replace")[-300:]
-                    raise JobFailedError(f"the local S3 server did not start: {error}; {' '.join(tail.split())}") from None
+                    raise JobFailedError(
+                        f"the local S3 server did not start: {error}; {' '.join(tail.split())}"
+                    ) from None
                 time.sleep(0.2)
             else:
                 return

@@ -3,8 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import override
 
 from cluster.errors import (
     AlreadyExistsError,
@@ -72,12 +75,15 @@ class S3Store(Store):
             raise BadInputError(f"{uri}: no bucket is named; write s3://bucket/prefix")
         return cls(bucket, prefix.strip("/"))
 
+    @override
     def uri(self, name: str = "") -> str:
         return f"s3://{self.bucket}/{self._key(name)}".rstrip("/")
 
+    @override
     def child(self, name: str) -> "S3Store":
         return S3Store(self.bucket, self._key(name))
 
+    @override
     def size(self, name: str) -> int | None:
         try:
             head = self._call(name, lambda s3, key: s3.head_object(Bucket=self.bucket, Key=key))
@@ -85,6 +91,7 @@ class S3Store(Store):
             return None
         return int(head["ContentLength"])
 
+    @override
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         if length is not None and length <= 0:
             return b""
@@ -101,33 +108,40 @@ class S3Store(Store):
 
         return self._call(name, get)
 
+    @override
     def write(self, name: str, data: bytes) -> None:
         self._call(name, lambda s3, key: s3.put_object(Bucket=self.bucket, Key=key, Body=data))
 
+    @override
     def write_if_absent(self, name: str, data: bytes) -> None:
         self._call(name, lambda s3, key: s3.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"))
 
+    @override
     def write_file(self, name: str, path: Path) -> None:
         self._call(name, lambda s3, key: s3.upload_file(str(path), self.bucket, key))
 
+    @override
     def download(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._call(name, lambda s3, key: s3.download_file(self.bucket, key, str(path)))  # whole or not at all
 
+    @override
     def list(self, prefix: str = "") -> Iterator[Entry]:
         base = f"{self.prefix}/" if self.prefix else ""
         token = ""
         while True:
             more: dict[str, Any] = {"ContinuationToken": token} if token else {}
-            page = self._call(
-                prefix, lambda s3, _, m=more: s3.list_objects_v2(Bucket=self.bucket, Prefix=base + prefix, **m)
-            )
+            page = self._call(prefix, partial(self._page, base + prefix, more))
             for item in page.get("Contents", []):
                 yield Entry(item["Key"][len(base) :], item["Size"])
             token = page.get("NextContinuationToken", "")
             if not token:
                 return
 
+    def _page(self, prefix: str, more: dict[str, Any], s3: "S3Client", _key: str) -> Any:  # noqa: ANN401 - botocore's dict
+        return s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **more)
+
+    @override
     def delete(self, name: str) -> None:
         self._call(name, lambda s3, key: s3.delete_object(Bucket=self.bucket, Key=key))
 
@@ -183,7 +197,7 @@ def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
-        ConnectionError,  # noqa: A004 - botocore's own
+        ConnectionError,
         HTTPClientError,
         NoCredentialsError,
         ParamValidationError,
@@ -199,7 +213,9 @@ def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa
     if isinstance(error, ParamValidationError):
         return BadInputError(f"{where}: {' '.join(str(error).split())}")
     if isinstance(error, (HTTPClientError, ConnectionError, _ShortBodyError, Boto3Error)):
-        return RetryableStoreError(f"{where}: the store does not answer as it should ({_line(error)}); check the network")
+        return RetryableStoreError(
+            f"{where}: the store does not answer as it should ({_line(error)}); check the network"
+        )
     if isinstance(error, BotoCoreError):
         return PermanentStoreError(f"{where}: {_line(error)}")
     return error
@@ -211,7 +227,9 @@ def _from_code(error: Any, where: str) -> StoreError:  # noqa: ANN401 - botocore
     message = str(error.response.get("Error", {}).get("Message", ""))
     throttled = status == "403" and "rate" in message.lower()
     if code in _TRANSIENT or status in {"429", "500", "502", "503", "504"} or throttled:
-        return RetryableStoreError(f"{where}: the store is busy ({code or status}) after {ATTEMPTS} attempts; try again later")
+        return RetryableStoreError(
+            f"{where}: the store is busy ({code or status}) after {ATTEMPTS} attempts; try again later"
+        )
     if code in _MISSING:
         return ObjectMissingError(f"{where}: no such object")
     if code in _PRESENT:

@@ -72,6 +72,11 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
         ray.shutdown()
 
 
+def quiet(name: str) -> None:
+    """Let a Ray library say errors only; to be called after it is imported, since it sets up its own logging then."""
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def cluster_cpus() -> int:
     """CPUs that the running session has now; at least 1."""
     import ray

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlparse
 
+from typing_extensions import override
+
 from cluster.errors import AlreadyExistsError, BadInputError, ObjectMissingError, PermanentStoreError
 
 _TEMPORARY = ".tmp-"  # prefix of files that are not finished; never listed
@@ -133,12 +135,15 @@ class LocalStore(Store):
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @override
     def uri(self, name: str = "") -> str:
         return str(self._path(name)) if name else str(self.root)
 
+    @override
     def child(self, name: str) -> "LocalStore":
         return LocalStore(self._path(name))
 
+    @override
     def size(self, name: str) -> int | None:
         path = self._path(name)
         with _explained(path):
@@ -147,6 +152,7 @@ class LocalStore(Store):
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
+    @override
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         path = self._path(name)
         with _explained(path), path.open("rb") as file:
@@ -154,11 +160,13 @@ class LocalStore(Store):
                 file.seek(start)
             return file.read() if length is None else file.read(length)
 
+    @override
     def write(self, name: str, data: bytes) -> None:
         path = self._path(name)
         with _explained(path), _finished_file(path, data) as temporary:
             temporary.replace(path)
 
+    @override
     def write_if_absent(self, name: str, data: bytes) -> None:
         path = self._path(name)
         with _explained(path), _finished_file(path, data) as temporary:
@@ -167,16 +175,19 @@ class LocalStore(Store):
             except FileExistsError:
                 raise AlreadyExistsError(f"{path}: there is one already") from None
 
+    @override
     def write_file(self, name: str, path: Path) -> None:
         target = self._path(name)
         with _explained(target), _finished_file(target, path) as temporary:
             temporary.replace(target)
 
+    @override
     def download(self, name: str, path: Path) -> None:
         source = self._path(name)
         with _explained(source), _finished_file(path, source) as temporary:
             temporary.replace(path)
 
+    @override
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = self.root / prefix.rpartition("/")[0]
         with _explained(folder):
@@ -189,6 +200,7 @@ class LocalStore(Store):
                         with contextlib.suppress(FileNotFoundError):
                             yield Entry(name, path.stat().st_size)
 
+    @override
     def delete(self, name: str) -> None:
         path = self._path(name)
         with _explained(path):

@@ -8,7 +8,12 @@ _Result = TypeVar("_Result")
 
 
 def run_tasks(
-    work: Callable[[_Unit], _Result], units: Sequence[_Unit], *, cpus: float = 1.0, gpus: float = 0.0, in_flight: int = 64
+    work: Callable[[_Unit], _Result],
+    units: Sequence[_Unit],
+    *,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    in_flight: int = 64,
 ) -> Iterator[_Result]:
     """Run `work(unit)` for every unit on the running session.
 

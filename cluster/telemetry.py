@@ -42,7 +42,7 @@ class Meter:
     """
 
     def __init__(self, label: str, total: int, unit: str) -> None:
-        self.done = 0
+        self.done, self._said_at = 0, -1
         self._label, self._total, self._unit = label, total, unit
         self._started = self._said = time.monotonic()
         self._bar: Progress | None = None
@@ -66,7 +66,7 @@ class Meter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self._said_at != self.done:
             say(self._line())
 
     def advance(self, count: int, note: str = "") -> None:
@@ -76,11 +76,11 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
         elif now - self._said >= LOG_EVERY_S:
-            self._said = now
+            self._said, self._said_at = now, self.done
             say(self._line() + (f", {note}" if note else ""))
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = self.done / seconds
         left = f", {(self._total - self.done) / rate:.0f} s left" if 0 < self.done < self._total else ""
-        return f"{self._label}: {self.done}/{self._total} {self._unit}, {rate:.1f}/s{left}"
+        return f"{self._label}: {self.done}/{self._total} {self._unit}, {rate:.3g}/s{left}"

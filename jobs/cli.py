@@ -33,6 +33,7 @@ JOBS: dict[str, str] = {
     "search": "index + pictures -> ranked ids, one JSON line a picture",
     "evaluate": "index + queries -> MAP@7 and its kin",
     "compare": "catalog + queries + model -> every descriptor side by side",
+    "report": "what the jobs wrote -> one self-contained page",
     "pipeline": "catalog + queries -> all of the above and a report",
     "bench": "rates of this installation against the machine's own ceiling",
 }
@@ -58,7 +59,9 @@ class _Jobs(click.Group):
 def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict[str, Any]], doc: str) -> click.Command:
     """A click command whose flags are the fields of `config`."""
     options: list[click.Parameter] = [_option(key, field) for key, field in config.model_fields.items()]
-    options.append(click.Option(["--config"], type=click.Path(path_type=Path), help="YAML file that sets any of these."))
+    options.append(
+        click.Option(["--config"], type=click.Path(path_type=Path), help="YAML file that sets any of these.")
+    )
     options.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error, and Ray's own log."))
 
     def callback(**given: Any) -> None:  # noqa: ANN401 - click hands every flag over

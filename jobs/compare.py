@@ -41,7 +41,17 @@ DESCRIPTORS: tuple[DescriptorName, ...] = (
     "r-mac",
     "sr-mac",
 )
-COLUMNS = ("network", "features", "descriptor", "map@7", "map@7_low", "map@7_high", "map@7_standard", "recall@1", "recall@7")
+COLUMNS = (
+    "network",
+    "features",
+    "descriptor",
+    "map@7",
+    "map@7_low",
+    "map@7_high",
+    "map@7_standard",
+    "recall@1",
+    "recall@7",
+)
 
 
 class Config(JobConfig, DescribeConfig):
@@ -101,7 +111,9 @@ def _describe(config: Config, network: str, name: str, table: Table, model: Arti
         say(f"compare: {network} network, {name}")
         return unit_names(table, config), describe_into(writer, table, model, config, names=DESCRIPTORS)
 
-    make(nested, "descriptors", {"catalog": table.source, "model": model.as_input()}, build, claimed=config.describing())
+    make(
+        nested, "descriptors", {"catalog": table.source, "model": model.as_input()}, build, claimed=config.describing()
+    )
     return open_artifact(nested.out, "descriptors")
 
 

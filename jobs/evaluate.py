@@ -90,5 +90,11 @@ def _describe_queries(config: Config, spec: QuerySpec, queries: Table) -> Artifa
         counts = describe_into(writer, queries, model, describing, names=(spec.descriptor,))
         return unit_names(queries, describing), counts
 
-    make(nested, "descriptors", {"catalog": queries.source, "model": model.as_input()}, build, claimed=config.describing())
+    make(
+        nested,
+        "descriptors",
+        {"catalog": queries.source, "model": model.as_input()},
+        build,
+        claimed=config.describing(),
+    )
     return open_artifact(nested.out, "descriptors")

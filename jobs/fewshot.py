@@ -87,7 +87,9 @@ def _build(config: Config, table: Table, writer: ArtifactWriter) -> tuple[list[s
 def _rows(catalog: pa.Table, chosen: np.ndarray, labels: np.ndarray) -> pa.Table:
     taken = catalog.take(pa.array(chosen))
     columns = {
-        field.name: taken[field.name].cast(field.type) if field.name in taken.column_names else pa.nulls(len(chosen), field.type)
+        field.name: taken[field.name].cast(field.type)
+        if field.name in taken.column_names
+        else pa.nulls(len(chosen), field.type)
         for field in FEWSHOT
         if field.name != "label"
     }

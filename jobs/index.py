@@ -57,9 +57,7 @@ class Config(JobConfig):
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     descriptors = open_artifact(config.descriptors, "descriptors")
-    return make(
-        config, "index", {"descriptors": descriptors.as_input()}, partial(_build, config, descriptors)
-    )
+    return make(config, "index", {"descriptors": descriptors.as_input()}, partial(_build, config, descriptors))
 
 
 def _build(config: Config, descriptors: Artifact, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
@@ -70,7 +68,9 @@ def _build(config: Config, descriptors: Artifact, writer: ArtifactWriter) -> tup
     if not rows:
         raise BadInputError(f"--descriptors {descriptors.uri}: no descriptor to index")
     dim = read_descriptors(descriptors, parts[0])[1].shape[1]
-    factory, reason = choose_factory(rows, dim) if config.factory == "auto" else (config.factory, "asked for by --factory")
+    factory, reason = (
+        choose_factory(rows, dim) if config.factory == "auto" else (config.factory, "asked for by --factory")
+    )
     say(f"index: {rows} x {dim}, {factory}: {reason}")
     shards = cut_shards(parts, config.shard_rows)
     done = writer.finished()
@@ -129,7 +129,9 @@ def _train_quantizer(store: Store, descriptors: Artifact, config: Config, factor
     trained = train(vectors, factory, seed=config.seed, threads=max(1, int(config.train_cpus)), gpus=config.train_gpus)
     spec = QuerySpec.of(descriptors)
     put_unit(
-        store, TRAINED, {"trained.faiss": Blob(data=trained), "query.json": Blob(data=spec.model_dump_json(indent=1).encode())}
+        store,
+        TRAINED,
+        {"trained.faiss": Blob(data=trained), "query.json": Blob(data=spec.model_dump_json(indent=1).encode())},
     )
 
 

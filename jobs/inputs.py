@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster.artifact import Artifact, Input, open_artifact
 from cluster.errors import BadInputError, ObjectMissingError
-from cluster.storage import open_store, resolve_uri, split_uri
+from cluster.storage import resolve_uri, split_uri
 from manet.tables import check_catalog, check_queries
 
 Kind = Literal["catalog", "queries"]
@@ -108,7 +108,8 @@ def _whole(uri: str) -> pa.Table:
 def _read_rows(uri: str, start: int, stop: int, columns: list[str] | None) -> pa.Table:
     """Rows of one file, reading only the row groups that hold them."""
     file = _parquet(uri)
-    groups, first, skip = [], 0, 0
+    groups: list[int] = []
+    first = skip = 0
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if first < stop and start < first + rows:

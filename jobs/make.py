@@ -1,5 +1,6 @@
 """Claim, build, commit: the frame that every job which writes an artifact runs in."""
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,8 +58,6 @@ def code() -> dict[str, str]:
     except PackageNotFoundError:
         found = {"version": "unknown"}  # shipped as a working directory, never installed
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         found["commit"] = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
     return found

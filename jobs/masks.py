@@ -77,7 +77,9 @@ def _mask_unit(store: Store, fewshot: Artifact, source: str, unit: tuple[str, st
             continue
         grey = np.rint(saliency(picture) * 255).astype(np.uint8)
         rows.append({**row, "split": split, "mask": cv2.imencode(".png", grey)[1].tobytes()})
-    blobs = {f"masks-{name}.parquet": Blob(data=parquet_bytes(pa.Table.from_pylist(rows, schema=MASKS)), rows=len(rows))}
+    blobs = {
+        f"masks-{name}.parquet": Blob(data=parquet_bytes(pa.Table.from_pylist(rows, schema=MASKS)), rows=len(rows))
+    }
     if rejects:
         table = pa.Table.from_pylist(rejects, schema=REJECTS)
         blobs[f"rejects-{name}.parquet"] = Blob(data=parquet_bytes(table), rows=len(rejects))

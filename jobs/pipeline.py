@@ -67,9 +67,7 @@ def run(config: Config) -> dict[str, Any]:
     few = stage("fewshot", "fewshot", catalog=config.catalog)
     masks = f"{out}/masks"
     pretrained = stage("pretrained", "train", fewshot=few, masks=masks, size=config.size, epochs=0)
-    model = stage(
-        "model", "train", fewshot=few, masks=masks, size=config.size, init=pretrained, saliency_epochs=0
-    )
+    model = stage("model", "train", fewshot=few, masks=masks, size=config.size, init=pretrained, saliency_epochs=0)
     descriptors = stage("descriptors", "extract", catalog=config.catalog, model=model)
     built = stage("index", "index", descriptors=descriptors)
     figures = stage("evaluation", "evaluate", index=built, queries=config.queries)

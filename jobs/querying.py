@@ -1,6 +1,6 @@
 """How a query meets an index: described exactly as the gallery was, searched in all shards."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -10,9 +10,12 @@ from cluster.errors import BadInputError, IntegrityError
 from jobs.inputs import Table, local_copy, open_model
 from jobs.parquet import read_parquet
 from jobs.streaming import DescribeConfig
+from manet.describe import Precision
+from manet.pooling import DescriptorName
 from manet.search import Searcher, ShardFiles
 from manet.tables import descriptors_to_numpy
 
+_Config = TypeVar("_Config", bound=DescribeConfig)
 Vectors = np.ndarray[Any, np.dtype[np.float16]]
 
 
@@ -22,10 +25,10 @@ class QuerySpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Input
-    descriptor: str
+    descriptor: DescriptorName
     size: int
     batch_size: int
-    precision: str
+    precision: Precision
 
     @classmethod
     def of(cls, descriptors: Artifact) -> "QuerySpec":
@@ -48,7 +51,7 @@ class QuerySpec(BaseModel):
             )
         return model
 
-    def apply(self, config: DescribeConfig) -> DescribeConfig:
+    def apply(self, config: _Config) -> _Config:
         """The describing config of a job with the fields that must equal the gallery's."""
         fields = {"size": self.size, "batch_size": self.batch_size, "precision": self.precision}
         return config.model_copy(update=fields)

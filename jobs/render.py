@@ -8,7 +8,7 @@ and the JPEGs beside it. The same seed gives the same bytes. The same command ag
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -19,6 +19,7 @@ from cluster.storage import Store
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
 from jobs.config import JobConfig
+from jobs.inputs import Kind
 from jobs.make import make
 from jobs.parquet import parquet_bytes
 from manet.rendered import Catalogue, encode_jpeg
@@ -42,9 +43,10 @@ class Config(JobConfig):
 
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
+    wanted: dict[Kind, int] = {"catalog": config.products, "queries": min(config.queries, config.products)}
     summaries = {
         kind: make(_part_of(config, kind), kind, {}, partial(_build, config, kind, products))
-        for kind, products in (("catalog", config.products), ("queries", min(config.queries, config.products)))
+        for kind, products in wanted.items()
         if products
     }
     return {
@@ -59,9 +61,7 @@ def _part_of(config: Config, kind: str) -> Config:
     return config.model_copy(update={"out": f"{config.out.rstrip('/')}/{kind}"})
 
 
-def _build(
-    config: Config, kind: Literal["catalog", "queries"], products: int, writer: ArtifactWriter
-) -> tuple[list[str], dict[str, Any]]:
+def _build(config: Config, kind: Kind, products: int, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
     starts = range(0, products, UNIT_PRODUCTS)
     units = {f"{i:05d}": (start, min(start + UNIT_PRODUCTS, products)) for i, start in enumerate(starts)}
     done = writer.finished()

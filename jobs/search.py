@@ -21,9 +21,8 @@ from jobs.inputs import local_copy
 from jobs.pictures import load_picture
 from jobs.querying import open_searcher, query_spec
 from jobs.streaming import picture_config
-from manet.errors import PictureError, Reason
-
-DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
+from manet.errors import PictureError
+from manet.pooling import DEAD
 
 
 class Config(SessionConfig):

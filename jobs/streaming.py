@@ -8,27 +8,28 @@ same bytes for any number of workers. The model actor writes its files and its r
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, Manifest, Receipt, put_unit
-from cluster.errors import IntegrityError, JobFailedError, ObjectMissingError, PermanentStoreError
-from cluster.session import SessionConfig, available_cpus, cluster_cpus, ray_session, require_resources
-from cluster.storage import Store, read_uri
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Receipt, put_unit
+from cluster.errors import ClusterError, IntegrityError, JobFailedError
+from cluster.session import SessionConfig, cluster_cpus, quiet, ray_session, require_resources
+from cluster.storage import Store
 from cluster.telemetry import Meter, say
 from jobs.config import deciding, how
 from jobs.inputs import Table, local_copy
-from jobs.parquet import parquet_bytes, read_parquet
-from manet.errors import PictureError, Reason
-from manet.images import PictureConfig, decode
-from manet.pooling import DescriptorName
+from jobs.parquet import parquet_bytes
+from jobs.pictures import check_rejects, load_picture, reject_row
+from manet.errors import ManetError, PictureError
+from manet.images import PictureConfig
+from manet.pooling import DEAD, DescriptorName
 from manet.tables import REJECTS, descriptor_column
 
 FETCH_THREADS = 8  # requests in flight of one decode actor
@@ -102,9 +103,24 @@ class Fetch:
         self._pool = ThreadPoolExecutor(FETCH_THREADS)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of a unit with its pictures; or with `failure`, which the driver raises (Ray Data loses an error's type)."""
+        try:
+            return {**row, **self._fetch(row), "failure": ""}
+        except (ClusterError, ManetError) as error:
+            return {
+                **row,
+                "pixels": np.zeros((0, 1, 1, 3), np.uint8),
+                "ids": "[]",
+                "rejects": "[]",
+                "failure": str(error),
+            }
+
+    def _fetch(self, row: dict[str, Any]) -> dict[str, Any]:
         rows = self._table.pictures(int(row["start"]), int(row["stop"]))
         ids, pixels, rejects = [], [], []
-        for (image_id, uri), result in zip(rows, self._pool.map(lambda item: load_picture(item[1], self._config), rows), strict=True):
+        for (image_id, uri), result in zip(
+            rows, self._pool.map(lambda item: load_picture(item[1], self._config), rows), strict=True
+        ):
             if isinstance(result, PictureError):
                 rejects.append(reject_row(image_id, uri, "decode", result))
             else:
@@ -112,13 +128,15 @@ class Fetch:
                 pixels.append(result)
         side = self._config.size
         stacked = np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8)
-        return {**row, "pixels": stacked, "ids": json.dumps(ids), "rejects": json.dumps(rejects)}
+        return {"pixels": stacked, "ids": json.dumps(ids), "rejects": json.dumps(rejects)}
 
 
 class Describe:
     """Model actor: a unit's pictures -> its part and its rejects in the store, then its receipt."""
 
-    def __init__(self, model: Artifact, store: Store, names: tuple[DescriptorName, ...], config: DescribeConfig) -> None:
+    def __init__(
+        self, model: Artifact, store: Store, names: tuple[DescriptorName, ...], config: DescribeConfig
+    ) -> None:
         import torch
 
         from manet.checkpoint import load_model
@@ -135,11 +153,19 @@ class Describe:
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Counts of a unit that is done; or its failure."""
+        if row["failure"]:
+            return {"rows": 0, "rejects": 0, "failure": row["failure"]}
+        try:
+            return {**self._describe(row), "failure": ""}
+        except (ClusterError, ManetError) as error:
+            return {"rows": 0, "rejects": 0, "failure": str(error)}
+
+    def _describe(self, row: dict[str, Any]) -> dict[str, int]:
         described = self._describer.describe(row["pixels"])
         ids, rejects = json.loads(row["ids"]), json.loads(row["rejects"])
         dead = [pair for pair, is_dead in zip(ids, described.dead, strict=True) if is_dead]
-        error = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
-        rejects += [reject_row(image_id, uri, "describe", error) for image_id, uri in dead]
+        rejects += [reject_row(image_id, uri, "describe", DEAD) for image_id, uri in dead]
         alive = [image_id for (image_id, _), is_dead in zip(ids, described.dead, strict=True) if not is_dead]
         vectors = {name: matrix[~described.dead] for name, matrix in described.vectors.items()}
         name = Unit(index=int(row["index"]), start=int(row["start"]), stop=int(row["stop"])).name
@@ -169,6 +195,8 @@ def describe_into(
     if todo:
         with ray_session(config), Meter("describe", sum(unit.stop - unit.start for unit in todo), "pictures") as meter:
             for counts in _stream(writer.store, table, model, config, names, todo):
+                if counts["failure"]:
+                    raise JobFailedError(counts["failure"])
                 meter.advance(int(counts["rows"] + counts["rejects"]))
     receipts = writer.receipts([unit.name for unit in units])
     _reconcile(writer.store, units, receipts)
@@ -176,11 +204,17 @@ def describe_into(
 
 
 def _stream(
-    store: Store, table: Table, model: Artifact, config: DescribeConfig, names: tuple[DescriptorName, ...], todo: list[Unit]
+    store: Store,
+    table: Table,
+    model: Artifact,
+    config: DescribeConfig,
+    names: tuple[DescriptorName, ...],
+    todo: list[Unit],
 ) -> Iterator[dict[str, Any]]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
+    quiet("ray.data")
     require_resources(cpus=config.model_cpus, gpus=config.model_gpus)
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -191,13 +225,13 @@ def _stream(
     stream = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(
-            Fetch,
+            cast(Any, Fetch),
             fn_constructor_args=(table, picture_config(model, config.size)),
             compute=ActorPoolStrategy(min_size=1, max_size=min(decoders, len(rows))),
             num_cpus=config.decode_cpus,
         )
         .map(
-            Describe,
+            cast(Any, Describe),
             fn_constructor_args=(model, store, names, config),
             compute=ActorPoolStrategy(min_size=1, max_size=min(models, len(rows))),
             num_cpus=config.model_cpus,
@@ -217,7 +251,7 @@ def picture_config(model: Artifact, size: int) -> PictureConfig:
     """How a model wants its pictures; `size` in px stands in for the model's own unless it is 0."""
     from manet.checkpoint import read_config
 
-    pictures = read_config(local_copy(model, "config.json")).pictures
+    pictures = read_config(local_copy(model, "config.json")).network.pictures
     return pictures.model_copy(update={"size": size}) if size else pictures
 
 
@@ -232,7 +266,7 @@ def _reconcile(store: Store, units: list[Unit], receipts: list[Receipt]) -> None
             )
 
 
-def _part_bytes(ids: list[str], vectors: dict[str, np.ndarray[Any, np.dtype[np.float16]]]) -> bytes:
+def _part_bytes(ids: list[str], vectors: Mapping[DescriptorName, np.ndarray[Any, np.dtype[Any]]]) -> bytes:
     """A part: `descriptor` for one descriptor, `descriptor_NAME` for each of several."""
     single = len(vectors) == 1
     columns = {"descriptor" if single else f"descriptor_{name}": descriptor_column(v) for name, v in vectors.items()}

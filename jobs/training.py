@@ -10,15 +10,15 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.artifact import Artifact
 from cluster.errors import JobFailedError
+from cluster.session import quiet
 from cluster.storage import arrow_filesystem
-from cluster.telemetry import say
 from jobs.inputs import fetch_weights, local_copy
 from jobs.parquet import read_parquet
 from jobs.pictures import load_picture
@@ -72,6 +72,8 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path) -> list[dict[
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    for name in ("ray.data", "ray.train"):
+        quiet(name)
     filesystem, path = arrow_filesystem(checkpoints)
     trainer = TorchTrainer(
         _loop,
@@ -107,7 +109,7 @@ def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - r
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
     rows = [{"part": part.name, "rows": part.rows} for part in parts]
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _decode, batch_size=1, fn_args=(masks, plan.train_size, split == "train"), num_cpus=0.5
+        cast(Any, _decode), batch_size=1, fn_args=(masks, plan.train_size, split == "train"), num_cpus=0.5
     )
 
 
@@ -144,7 +146,7 @@ def _loop(config: dict[str, Any]) -> None:
     torch.manual_seed(plan.seed)
     device = ray.train.torch.get_device()
     network, history = _start(plan)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
         if plan.stage(epoch) != (plan.stage(epoch - 1) if epoch > len(history) else ""):
             step = _Stage(network, plan, epoch, device)
@@ -295,6 +297,8 @@ class _Stage:
         """Cosine from the peak to 0 over the stage, after a warm-up of a twentieth of it."""
         total = self._epochs * self._steps
         warm = max(1, total // 20)
-        factor = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        factor = (
+            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        )
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor

@@ -60,7 +60,7 @@ def create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own
     if not timm.is_model(known):
         raise InputError(f"backbone {name!r} is unknown; use efficientnet-lite0 or a name of timm.list_models()")
     try:
-        return cast(nn.Module, timm.create_model(known, pretrained=False, **options))
+        return timm.create_model(known, pretrained=False, **options)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"backbone {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
 

@@ -6,9 +6,10 @@ always stands with the same neighbours, a kind's word with all sorts).
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def terms_of(text: str) -> list[str]:
     """Words of a description, lower case and singular, then pairs of neighbours that are both content words."""
     words = [_singular(word) for word in _WORD.findall(text.lower())]
     content = [word if word not in _DROPPED and len(word) > 2 else "" for word in words]
-    pairs = [f"{a} {b}" for a, b in zip(content, content[1:], strict=False) if a and b]
+    pairs = [f"{a} {b}" for a, b in pairwise(content) if a and b]
     return [word for word in content if word] + pairs
 
 
@@ -70,7 +71,9 @@ def find_categories(descriptions: Sequence[str], n: int = 44) -> list[Category]:
     try:
         tfidf = sparse.csc_matrix(vectorizer.fit_transform(texts))
     except ValueError:
-        raise InputError(f"no description holds a word that stands in {least} others; nothing to make categories of") from None
+        raise InputError(
+            f"no description holds a word that stands in {least} others; nothing to make categories of"
+        ) from None
     terms = vectorizer.get_feature_names_out()
     present = (tfidf > 0).astype(np.float64)
     rows_of_term = np.asarray(present.T @ np.asarray(counts, np.float64)).ravel()
@@ -102,7 +105,7 @@ def _telling(present: sparse.csc_matrix, terms: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         divergence = np.where(together > 0, together * np.log(together / share[None]), 0).sum(1)
     bias = (together > 0).sum(1) / (2 * seen)
-    return np.maximum(divergence - bias, 0)
+    return np.asarray(np.maximum(divergence - bias, 0))
 
 
 def _is_kind_like(terms: Array) -> Array:
@@ -140,7 +143,11 @@ def _with_keywords(
     categories = []
     for column, term in enumerate(chosen):
         share = together[:, column] / alone
-        near = [i for i in np.argsort(-share * together[:, column], kind="stable") if share[i] > _SAME_ROWS and i not in taken]
+        near = [
+            i
+            for i in np.argsort(-share * together[:, column], kind="stable")
+            if share[i] > _SAME_ROWS and i not in taken
+        ]
         near = [i for i in near if share[i] == together[i].max() / alone[i]][: _KEYWORDS - 1]
         taken.update(near)
         keywords = tuple((str(terms[i]), round(float(score[i]), 4)) for i in (term, *near))
@@ -156,10 +163,10 @@ def assign(descriptions: Sequence[str], categories: Sequence[Category]) -> Array
     labels = np.full(len(descriptions), -1, np.int32)
     for row, text in enumerate(descriptions):
         if text not in known:
-            totals: Counter[int] = Counter()
+            totals: dict[int, float] = defaultdict(float)
             for term in set(terms_of(text or "")):
                 if term in owner:
-                    totals[owner[term][0]] += owner[term][1]  # type: ignore[assignment] - a Counter of floats
+                    totals[owner[term][0]] += owner[term][1]
             known[text] = max(totals, key=lambda index: (totals[index], -index)) if totals else -1
         labels[row] = known[text]
     return labels
@@ -169,7 +176,8 @@ def select(labels: Array, per_category: int, seed: int) -> Array:
     """Rows of at most `per_category` pictures of each category, seeded, in order of row."""
     rng = np.random.default_rng(seed)
     picked = [
-        rng.permutation(np.flatnonzero(labels == label))[:per_category] for label in range(int(labels.max(initial=-1)) + 1)
+        rng.permutation(np.flatnonzero(labels == label))[:per_category]
+        for label in range(int(labels.max(initial=-1)) + 1)
     ]
     return np.sort(np.concatenate(picked)) if picked else np.empty(0, np.int64)
 

@@ -45,7 +45,7 @@ class Describer:
         batch_size: int = 16,
         precision: Precision = "float32",
     ) -> None:
-        self._network = network.eval().to(device, memory_format=torch.channels_last)
+        self._network = network.eval().to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype = getattr(torch, precision)
         self.dim = network.backbone.channels

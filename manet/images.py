@@ -71,7 +71,7 @@ def _header(data: bytes, max_pixels: int) -> Image.Image:
     if image.format not in _FORMATS:
         raise PictureError(Reason.UNSUPPORTED, f"format {image.format}")
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # a camera's MPO is one picture with previews
-        raise PictureError(Reason.ANIMATED, f"{image.format} of {image.n_frames} frames")
+        raise PictureError(Reason.ANIMATED, f"{image.format} of {getattr(image, 'n_frames', 2)} frames")
     return image
 
 
@@ -88,7 +88,13 @@ def _unidentified(data: bytes) -> PictureError:
 def _pixels(data: bytes, header: Image.Image, size: int) -> Pixels:
     """RGB uint8 [h, w, 3], upright, at least `size` on the longer side unless the picture is smaller."""
     _refuse_truncated(data, header)
-    by_opencv = header.format in {"JPEG", "MPO", "PNG", "WEBP", "BMP"} and header.mode in {"RGB", "L", "I;16", "RGBA", "I"}
+    by_opencv = header.format in {"JPEG", "MPO", "PNG", "WEBP", "BMP"} and header.mode in {
+        "RGB",
+        "L",
+        "I;16",
+        "RGBA",
+        "I",
+    }
     if not by_opencv or "transparency" in header.info:
         return _by_pillow(header)
     if header.format in {"JPEG", "MPO"}:

@@ -4,7 +4,7 @@ Shape letters: N rows, D dimensions.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -34,7 +34,10 @@ def choose_factory(rows: int, dim: int) -> tuple[str, str]:
     cells = min(int(4 * rows**0.5), rows // POINTS_PER_CENTROID)
     cells = 2 ** max(0, cells.bit_length() - 1)
     suffix = "" if bits == 8 else f"x{bits}"
-    return f"OPQ{codes}_{codes * 4},IVF{cells},PQ{codes}{suffix}", f"{rows} rows train {cells} cells and {bits}-bit codes"
+    return (
+        f"OPQ{codes}_{codes * 4},IVF{cells},PQ{codes}{suffix}",
+        f"{rows} rows train {cells} cells and {bits}-bit codes",
+    )
 
 
 def training_rows(factory: str, rows: int) -> int:
@@ -88,7 +91,7 @@ def _prepare(index: Any, seed: int) -> list[Any]:  # noqa: ANN401 - faiss has no
     if hasattr(ivf, "pq"):
         quantizers.append(ivf.pq.cp)
     if isinstance(index, faiss.IndexPreTransform) and hasattr(ivf, "pq"):
-        transform = faiss.downcast_VectorTransform(index.chain.at(0))
+        transform = faiss.downcast_VectorTransform(cast(Any, index.chain).at(0))
         if isinstance(transform, faiss.OPQMatrix):
             transform.niter, transform.niter_pq_0, transform.niter_pq = _OPQ_ITERATIONS, _OPQ_KMEANS_FIRST, _OPQ_KMEANS
             transform.max_train_points = _OPQ_POINTS

@@ -67,7 +67,9 @@ def _few_colours(colours: Array, count: int = 4) -> Array:
         return colours[:1]
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 1.0)
-    _, _, centres = cv2.kmeans(colours[:: max(1, len(colours) // 2000)], count, None, criteria, 1, cv2.KMEANS_PP_CENTERS)
+    _, _, centres = cv2.kmeans(
+        colours[:: max(1, len(colours) // 2000)], count, None, criteria, 1, cv2.KMEANS_PP_CENTERS
+    )
     return np.asarray(centres)
 
 

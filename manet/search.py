@@ -78,7 +78,9 @@ class _Shard:
         counts = {"faiss": self._index.ntotal, "ids": len(self._ids), "refine": len(self._vectors)}
         if len(set(counts.values())) != 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise InputError(f"{files.index.name}: its files do not belong together: {listed} rows; build the index again")
+            raise InputError(
+                f"{files.index.name}: its files do not belong together: {listed} rows; build the index again"
+            )
         inner = self._index
         if isinstance(inner, faiss.IndexPreTransform):
             inner = faiss.downcast_index(inner.index)
@@ -94,7 +96,5 @@ class _Shard:
             kept = np.sort(row[row >= 0])
             scores = self._vectors[kept].astype(np.float32) @ query
             names = self._ids.take(kept).to_pylist()
-            answers.append(
-                [Hit(image_id=name, score=float(score)) for name, score in zip(names, scores, strict=True)]
-            )
+            answers.append([Hit(image_id=name, score=float(score)) for name, score in zip(names, scores, strict=True)])
         return answers

@@ -65,13 +65,12 @@ def _checked(table: pa.Table, schema: pa.Schema, where: str, *, key: str, requir
         if name not in table.column_names:
             columns = ", ".join(table.column_names)
             raise InputError(f"{where}: no column {name!r}; it has {columns}, and needs {', '.join(required)}")
-    columns = [_cast(table, field, where) for field in schema]
-    checked = pa.table(columns, schema=schema)
-    for name in (key, "uri"):
-        bad = pc.fill_null(pc.equal(checked[name], ""), True)
+    checked = pa.table([_cast(table, field, where) for field in schema], schema=schema)
+    for column in (key, "uri"):
+        bad = pc.fill_null(pc.equal(checked[column], ""), True)
         if pc.any(bad).as_py():
             row = pc.index(bad.combine_chunks() if isinstance(bad, pa.ChunkedArray) else bad, True).as_py()
-            raise InputError(f"{where}: row {row} has no {name}; every row needs one")
+            raise InputError(f"{where}: row {row} has no {column}; every row needs one")
     counts = pc.value_counts(checked[key])
     doubled = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(doubled):

@@ -61,9 +61,7 @@ class Catalogue:
         line, shade = titles.line(rng), titles.shade(rng)
         title = titles.title(rng, kind, brand, line, shade, str(rng.choice(kind.sizes)))
         look = _look(rng, kind, house, (brand, line, kind.words[0]))
-        return Product(
-            product_id=f"p{index:06d}", kind=kind.name, brand=brand, title=title, look=look, form=kind.form
-        )
+        return Product(product_id=f"p{index:06d}", kind=kind.name, brand=brand, title=title, look=look, form=kind.form)
 
     def gallery_views(self, index: int) -> int:
         """Studio pictures of a product: 1 to 3."""
@@ -76,7 +74,9 @@ class Catalogue:
     def photo(self, index: int, shot: int, size: int) -> Rendered:
         """A consumer's photo; `size` is the longer side, px."""
         rng = self._rng(_PHOTO, index, shot)
-        others = [self._sprite(int(other), size // 2) for other in rng.integers(self.products, size=3) if other != index]
+        others = [
+            self._sprite(int(other), size // 2) for other in rng.integers(self.products, size=3) if other != index
+        ]
         return consumer_photo(rng, self._sprite(index, size), others, size)
 
     def _sprite(self, index: int, size: int) -> Array:

@@ -84,7 +84,13 @@ def _mark(draw: ImageDraw.ImageDraw, w: int, h: int, colour: tuple[int, int, int
 
 
 def _fit(
-    draw: ImageDraw.ImageDraw, text: str, at: tuple[float, float], width: float, height: float, name: str, ink: Any
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    at: tuple[float, float],
+    width: float,
+    height: float,
+    name: str,
+    ink: tuple[int, int, int],
 ) -> None:
     """Text centred at a point, as large as fits."""
     size = max(4, int(height))
@@ -95,5 +101,5 @@ def _fit(
 
 
 def _byte(colour: Colour) -> tuple[int, int, int]:
-    red, green, blue = (int(round(255 * min(1.0, max(0.0, value)))) for value in colour)
+    red, green, blue = (round(255 * min(1.0, max(0.0, value))) for value in colour)
     return red, green, blue

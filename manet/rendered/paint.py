@@ -52,7 +52,7 @@ def _paint_one(canvas: Array, part: Part, size: int) -> None:
         return
     box = np.s_[top : top + height, left : left + width]
     alpha = mask[box].astype(np.float32)[..., None] / 255 * part.alpha
-    base = np.empty((height, width, 3), np.float32)
+    base: Array = np.empty((height, width, 3), np.float32)
     base[:] = part.colour
     if part.texture is not None:
         base = cv2.resize(part.texture.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)

@@ -48,7 +48,9 @@ def consumer_photo(rng: np.random.Generator, sprite: Array, others: Sequence[Arr
         _over(scene, layer)
     scene = cv2.GaussianBlur(scene, (0, 0), max(0.3, size / 480 * rng.uniform(0.6, 2.2)))  # the room is out of focus
     at = (width * rng.uniform(0.42, 0.58), height * rng.uniform(0.44, 0.56))
-    layer = _placed(sprite, (width, height), at, short * rng.uniform(0.68, 1.05), rng.uniform(-25, 25), rng.uniform(0.05, 0.2), rng)
+    layer = _placed(
+        sprite, (width, height), at, short * rng.uniform(0.68, 1.05), rng.uniform(-25, 25), rng.uniform(0.05, 0.2), rng
+    )
     _shadow(scene, layer[..., 3], 0.4, size)
     _over(scene, layer)
     mask = layer[..., 3]
@@ -87,7 +89,7 @@ def _over(ground: Array, layer: Array) -> None:
 
 
 def _shadow(ground: Array, alpha: Array, strength: float, size: int) -> None:
-    offset = np.float32([[1, 0, size * 0.012], [0, 1, size * 0.02]])
+    offset = np.array([[1, 0, size * 0.012], [0, 1, size * 0.02]], np.float32)
     moved = cv2.warpAffine(alpha, offset, alpha.shape[::-1])
     ground *= 1 - strength * cv2.GaussianBlur(moved, (0, 0), size * 0.022)[..., None]
 
@@ -106,6 +108,7 @@ def _texture(rng: np.random.Generator, width: int, height: int) -> Array:
     base = rng.uniform(0.25, 0.9, 3).astype(np.float32)
     base = base * 0.5 + base.mean() * 0.5  # rooms are not colourful
     kind = int(rng.integers(4))
+    noise: Array
     if kind == 0:  # wood: stretched noise
         noise = cv2.resize(rng.standard_normal((max(2, height // 3), 6)).astype(np.float32), (width, height))
     elif kind == 1:  # tiles
@@ -116,9 +119,11 @@ def _texture(rng: np.random.Generator, width: int, height: int) -> Array:
         y, x = np.mgrid[:height, :width].astype(np.float32)
         noise = np.sin(x * rng.uniform(0.5, 1.2)) + np.sin(y * rng.uniform(0.5, 1.2))
     else:  # stone: cloudy noise
-        noise = cv2.resize(rng.standard_normal((8, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        noise = cv2.resize(
+            rng.standard_normal((8, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+        )
         noise += 0.4 * rng.standard_normal((height, width)).astype(np.float32)
-    return np.clip(base + 0.06 * noise[..., None], 0, 1).astype(np.float32)
+    return np.asarray(np.clip(base + 0.06 * noise[..., None], 0, 1), np.float32)
 
 
 def _hand(rng: np.random.Generator, alpha: Array) -> Array:
@@ -153,14 +158,15 @@ def _camera(rng: np.random.Generator, scene: Array, size: int) -> Array:
     """White balance, exposure, vignette, blur, noise, and the artefacts of a JPEG of poor quality."""
     height, width = scene.shape[:2]
     scene = scene * rng.uniform(0.85, 1.15, 3).astype(np.float32) * np.float32(rng.uniform(0.7, 1.2))
-    scene = np.clip(scene, 0, 1) ** np.float32(rng.uniform(0.8, 1.3))
+    scene = np.clip(scene, 0, 1) ** rng.uniform(0.8, 1.3)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     scene *= 1 - np.float32(rng.uniform(0, 0.35)) * (x * x + y * y)[..., None] / 2
     scene = cv2.GaussianBlur(scene, (0, 0), max(0.2, size / 480 * rng.uniform(0.2, 1.1)))
-    scene += rng.standard_normal(scene.shape, np.float32) * np.float32(rng.uniform(0.004, 0.03))
+    scene = scene + rng.standard_normal(scene.shape, np.float32) * np.float32(rng.uniform(0.004, 0.03))
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 90))]
     _, coded = cv2.imencode(".jpg", _bytes(scene)[..., ::-1], quality)
-    return np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+    photo: Array = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(photo[..., ::-1])
 
 
 def _bytes(rgb: Array) -> Array:

@@ -44,7 +44,13 @@ class Look:
         share: float = getattr(self, which)
         return low + (high - low) * share
 
-    def label(self, box: tuple[float, float, float, float], finish: Finish = "cylinder", paper: bool = True, on: Colour | None = None) -> Part:
+    def label(
+        self,
+        box: tuple[float, float, float, float],
+        finish: Finish = "cylinder",
+        paper: bool = True,
+        on: Colour | None = None,
+    ) -> Part:
         """A label over a box (left, top, right, bottom), on paper, on the body, or on another colour."""
         left, top, right, bottom = box
         scale = _LABEL_PX / max(right - left, bottom - top)
@@ -202,7 +208,9 @@ def stick(look: Look) -> list[Part]:
     """A lip balm stick with its cap off."""
     half = look.between(0.11, 0.08)
     return [
-        Part(outline=rect(0.38 - half * 0.8, 0.22, 0.38 + half * 0.8, 0.42, 0.05), colour=look.shade, finish="cylinder"),
+        Part(
+            outline=rect(0.38 - half * 0.8, 0.22, 0.38 + half * 0.8, 0.42, 0.05), colour=look.shade, finish="cylinder"
+        ),
         Part(outline=rect(0.38 - half, 0.38, 0.38 + half, 0.90, 0.01), colour=look.body, finish="cylinder"),
         look.label((0.38 - half * 0.97, 0.44, 0.38 + half * 0.97, 0.86), paper=look.style % 2 == 0),
         _cap(look, 0.68 - half, 0.58, 0.68 + half, 0.90),
@@ -212,9 +220,11 @@ def stick(look: Look) -> list[Part]:
 def pencil(look: Look) -> list[Part]:
     """A pencil with its point, and its cap."""
     half = look.between(0.045, 0.03)
-    tip = np.array([[0.42 - half, 0.30], [0.42 - half * 0.25, 0.16], [0.42 + half * 0.25, 0.16], [0.42 + half, 0.30]], np.float32)
+    tip = np.array(
+        [[0.42 - half, 0.30], [0.42 - half * 0.25, 0.16], [0.42 + half * 0.25, 0.16], [0.42 + half, 0.30]], np.float32
+    )
     lead = np.array([[0.42 - half * 0.3, 0.17], [0.42, 0.10], [0.42 + half * 0.3, 0.17]], np.float32)
-    texture = np.rot90(look.label((0, 0, 0.5, half * 2), paper=False).texture)
+    texture = _upright(look.label((0, 0, 0.5, half * 2), paper=False))
     return [
         Part(outline=tip, colour=_WOOD, finish="cylinder"),
         Part(outline=lead, colour=scaled(look.shade, 0.5)),
@@ -241,7 +251,9 @@ def square_compact(look: Look) -> list[Part]:
     h = look.between(0.24, 0.19)
     return [
         Part(outline=rect(0.5 - h, 0.06, 0.5 + h, 0.48, 0.03), colour=look.cap, finish=look.cap_finish),
-        Part(outline=rect(0.5 - h * 0.88, 0.09, 0.5 + h * 0.88, 0.45, 0.02), colour=(0.80, 0.86, 0.90), finish="sphere"),
+        Part(
+            outline=rect(0.5 - h * 0.88, 0.09, 0.5 + h * 0.88, 0.45, 0.02), colour=(0.80, 0.86, 0.90), finish="sphere"
+        ),
         Part(outline=rect(0.5 - h, 0.50, 0.5 + h, 0.93, 0.03), colour=look.cap, finish=look.cap_finish),
         Part(outline=rect(0.5 - h * 0.86, 0.53, 0.5 + h * 0.86, 0.80, 0.015), colour=look.shade, finish="sphere"),
         look.label((0.5 - h * 0.7, 0.81, 0.5 + h * 0.7, 0.915), "flat", on=look.cap),
@@ -343,8 +355,16 @@ def box(look: Look) -> list[Part]:
     return [
         Part(outline=side, colour=scaled(look.accent, 0.75)),
         Part(outline=lid, colour=scaled(look.paper, 0.92)),
-        Part(outline=rect(left, top, right, 0.94), colour=look.paper, texture=look.label((0, 0, 2 * half, 0.94 - top)).texture),
-        Part(outline=ellipse(0.46, top + 0.62 * (0.94 - top), half * 0.55, 0.035, 0, 360), colour=look.shade, finish="sphere"),
+        Part(
+            outline=rect(left, top, right, 0.94),
+            colour=look.paper,
+            texture=look.label((0, 0, 2 * half, 0.94 - top)).texture,
+        ),
+        Part(
+            outline=ellipse(0.46, top + 0.62 * (0.94 - top), half * 0.55, 0.035, 0, 360),
+            colour=look.shade,
+            finish="sphere",
+        ),
     ]
 
 
@@ -353,7 +373,11 @@ def razor(look: Look) -> list[Part]:
     handle = profile(0.5, [(0.30, 0.03), (0.42, 0.045), (0.65, 0.032), (0.88, 0.05), (0.95, 0.035)])
     half = look.between(0.20, 0.15)
     blades = [
-        Part(outline=rect(0.5 - half * 0.9, 0.14 + 0.03 * i, 0.5 + half * 0.9, 0.152 + 0.03 * i), colour=_STEEL, finish="metal")
+        Part(
+            outline=rect(0.5 - half * 0.9, 0.14 + 0.03 * i, 0.5 + half * 0.9, 0.152 + 0.03 * i),
+            colour=_STEEL,
+            finish="metal",
+        )
         for i in range(2 + look.style % 3)
     ]
     grip = [
@@ -379,7 +403,7 @@ def brush(look: Look) -> list[Part]:
         Part(outline=profile(0.5, [(0.36, 0.052), (0.53, 0.044)]), colour=_GOLD if look.style % 2 else _STEEL, finish="metal"),
         Part(outline=handle, colour=look.body, finish="cylinder"),
         Part(outline=rect(0.47, 0.58, 0.53, 0.74), colour=look.body, finish="cylinder",
-             texture=np.rot90(look.label((0, 0, 0.16, 0.06), paper=False).texture)),
+             texture=_upright(look.label((0, 0, 0.16, 0.06), paper=False))),
     ]  # fmt: skip
 
 
@@ -393,7 +417,11 @@ def hairbrush(look: Look) -> list[Part]:
         if x * x + y * y < 1.15
     ]
     return [
-        Part(outline=profile(0.5, [(0.52, 0.05), (0.62, 0.034), (0.85, 0.045), (0.95, 0.03)]), colour=look.body, finish="cylinder"),
+        Part(
+            outline=profile(0.5, [(0.52, 0.05), (0.62, 0.034), (0.85, 0.045), (0.95, 0.03)]),
+            colour=look.body,
+            finish="cylinder",
+        ),
         Part(outline=ellipse(0.5, 0.32, rx, ry), colour=look.body, finish="sphere"),
         Part(outline=ellipse(0.5, 0.32, rx * 0.82, ry * 0.84), colour=look.accent, finish="sphere"),
         *pins,
@@ -412,21 +440,35 @@ def comb(look: Look) -> list[Part]:
     return [
         *teeth,
         Part(outline=rect(0.09, 0.38, 0.91, 0.52, look.between(0.01, 0.06)), colour=look.body, finish="flat"),
-        Part(outline=rect(0.28, 0.40, 0.72, 0.50), colour=look.body, texture=look.label((0, 0, 0.44, 0.1), paper=False).texture),
+        Part(
+            outline=rect(0.28, 0.40, 0.72, 0.50),
+            colour=look.body,
+            texture=look.label((0, 0, 0.44, 0.1), paper=False).texture,
+        ),
     ]
 
 
 def dryer(look: Look) -> list[Part]:
     """A hair dryer."""
     handle = np.array([[0.50, 0.48], [0.66, 0.46], [0.72, 0.92], [0.58, 0.94]], np.float32)
-    body = np.array([[0.22, 0.22], [0.70, 0.14], [0.82, 0.20], [0.86, 0.33], [0.82, 0.46], [0.70, 0.52], [0.22, 0.44]], np.float32)
+    body = np.array(
+        [[0.22, 0.22], [0.70, 0.14], [0.82, 0.20], [0.86, 0.33], [0.82, 0.46], [0.70, 0.52], [0.22, 0.44]], np.float32
+    )
     return [
         Part(outline=handle, colour=look.cap, finish="cylinder"),
         Part(outline=rect(0.58, 0.60, 0.64, 0.70, 0.01), colour=look.accent),
         Part(outline=body, colour=look.body, finish="sphere"),
-        Part(outline=np.array([[0.08, 0.19], [0.23, 0.23], [0.23, 0.43], [0.08, 0.47]], np.float32), colour=_DARK, finish="flat"),
+        Part(
+            outline=np.array([[0.08, 0.19], [0.23, 0.23], [0.23, 0.43], [0.08, 0.47]], np.float32),
+            colour=_DARK,
+            finish="flat",
+        ),
         Part(outline=ellipse(0.81, 0.33, 0.045, 0.12), colour=look.accent, finish="metal"),
-        Part(outline=rect(0.32, 0.25, 0.62, 0.42), colour=look.body, texture=look.label((0, 0, 0.30, 0.17), paper=False).texture),
+        Part(
+            outline=rect(0.32, 0.25, 0.62, 0.42),
+            colour=look.body,
+            texture=look.label((0, 0, 0.30, 0.17), paper=False).texture,
+        ),
     ]
 
 
@@ -435,7 +477,11 @@ def bar(look: Look) -> list[Part]:
     half, high = look.between(0.38, 0.30), look.between(0.30, 0.24, "tall")
     top = 0.5 - high / 2
     return [
-        Part(outline=rect(0.5 - half, top, 0.5 + half, top + high + 0.08, 0.09), colour=scaled(look.shade, 0.8), finish="flat"),
+        Part(
+            outline=rect(0.5 - half, top, 0.5 + half, top + high + 0.08, 0.09),
+            colour=scaled(look.shade, 0.8),
+            finish="flat",
+        ),
         Part(outline=rect(0.5 - half, top, 0.5 + half, top + high, 0.08), colour=look.shade, finish="sphere"),
         look.label((0.5 - half * 0.5, top, 0.5 + half * 0.5, top + high), "flat"),
     ]
@@ -446,7 +492,9 @@ def sponge(look: Look) -> list[Part]:
     half = look.between(0.26, 0.20)
     drop = profile(0.5, [(0.10, 0.01), (0.18, half * 0.28), (0.34, half * 0.62), (0.55, half * 0.95), (0.68, half),
                          (0.80, half * 0.9), (0.88, half * 0.6), (0.92, half * 0.2)])  # fmt: skip
-    cut = np.array([[0.5 + half * 0.1, 0.92], [0.5 + half, 0.66], [0.5 + half * 0.95, 0.80], [0.5 + half * 0.6, 0.90]], np.float32)
+    cut = np.array(
+        [[0.5 + half * 0.1, 0.92], [0.5 + half, 0.66], [0.5 + half * 0.95, 0.80], [0.5 + half * 0.6, 0.90]], np.float32
+    )
     band = rect(0.5 - half * 0.55, 0.52, 0.5 + half * 0.55, 0.70)
     return [
         Part(outline=drop, colour=look.shade, finish="sphere"),
@@ -464,7 +512,11 @@ def cotton(look: Look) -> list[Part]:
         for i in range(16)
     ]  # fmt: skip
     return [
-        Part(outline=profile(0.5, [(0.08, 0.05), (0.12, 0.09), (0.2, half), (0.92, half)]), colour=(0.88, 0.92, 0.95), finish="glass"),
+        Part(
+            outline=profile(0.5, [(0.08, 0.05), (0.12, 0.09), (0.2, half), (0.92, half)]),
+            colour=(0.88, 0.92, 0.95),
+            finish="glass",
+        ),
         *pads,
         Part(outline=rect(0.5 - half, 0.10, 0.5 + half, 0.17), colour=look.accent, alpha=0.9),
         look.label((0.5 - half * 0.85, 0.45, 0.5 + half * 0.85, 0.82), "flat"),
@@ -489,7 +541,11 @@ def tweezers(look: Look) -> list[Part]:
 def lashes(look: Look) -> list[Part]:
     """A tray of false eyelashes."""
     parts = [
-        Part(outline=rect(0.08, 0.22, 0.92, 0.84, 0.03), colour=look.paper, texture=look.label((0, 0, 0.84, 0.62)).texture),
+        Part(
+            outline=rect(0.08, 0.22, 0.92, 0.84, 0.03),
+            colour=look.paper,
+            texture=look.label((0, 0, 0.84, 0.62)).texture,
+        ),
         Part(outline=rect(0.13, 0.42, 0.87, 0.79, 0.02), colour=(0.95, 0.95, 0.96), finish="glass", alpha=0.92),
     ]
     count = 9 + look.style % 7
@@ -507,13 +563,18 @@ def lashes(look: Look) -> list[Part]:
 def curler(look: Look) -> list[Part]:
     """An eyelash curler."""
     handles = [
-        np.array([[0.5, 0.46], [0.5 + side * 0.05, 0.50], [0.5 + side * 0.15, 0.80], [0.5 + side * 0.10, 0.81]], np.float32)
+        np.array(
+            [[0.5, 0.46], [0.5 + side * 0.05, 0.50], [0.5 + side * 0.15, 0.80], [0.5 + side * 0.10, 0.81]], np.float32
+        )
         for side in (-1, 1)
     ]
     half = look.between(0.17, 0.12)
     return [
         *(Part(outline=each, colour=look.body if look.style % 2 else _STEEL, finish="metal") for each in handles),
-        *(Part(outline=ellipse(0.5 + side * 0.15, 0.87, 0.07, 0.075), colour=look.body, finish="metal") for side in (-1, 1)),
+        *(
+            Part(outline=ellipse(0.5 + side * 0.15, 0.87, 0.07, 0.075), colour=look.body, finish="metal")
+            for side in (-1, 1)
+        ),
         *(Part(outline=ellipse(0.5 + side * 0.15, 0.87, 0.04, 0.045), colour=(1.0, 1.0, 1.0)) for side in (-1, 1)),
         Part(outline=rect(0.485, 0.25, 0.515, 0.5), colour=_STEEL, finish="metal"),
         Part(outline=rect(0.5 - half, 0.12, 0.5 + half, 0.17, 0.02), colour=_STEEL, finish="metal"),
@@ -521,6 +582,11 @@ def curler(look: Look) -> list[Part]:
         Part(outline=rect(0.5 - half, 0.12, 0.5 - half + 0.03, 0.29, 0.01), colour=_STEEL, finish="metal"),
         Part(outline=rect(0.5 + half - 0.03, 0.12, 0.5 + half, 0.29, 0.01), colour=_STEEL, finish="metal"),
     ]
+
+
+def _upright(part: Part) -> Array | None:
+    """A label's texture turned to run along a standing body."""
+    return None if part.texture is None else np.rot90(part.texture)
 
 
 def scaled(colour: Colour, factor: float) -> Colour:

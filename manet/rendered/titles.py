@@ -4,13 +4,55 @@ import numpy as np
 
 from manet.rendered.kinds import Kind
 
-_ONSETS = ("Lu", "Ma", "Vel", "Ro", "No", "Sa", "Be", "Cla", "Di", "Fio", "Ka", "Or", "Pe", "Sil", "Ta", "Ver", "Zo", "El")
+_ONSETS = (
+    "Lu",
+    "Ma",
+    "Vel",
+    "Ro",
+    "No",
+    "Sa",
+    "Be",
+    "Cla",
+    "Di",
+    "Fio",
+    "Ka",
+    "Or",
+    "Pe",
+    "Sil",
+    "Ta",
+    "Ver",
+    "Zo",
+    "El",
+)
 _MIDDLES = ("mea", "ri", "no", "la", "vi", "ra", "ssa", "to", "ni", "le", "do", "ma")
 _CODAS = ("", "ne", "lle", "ra", "x", "va", "tte", "s", "nn", "ri")
 _LINES = ("Velvet", "Pure", "Bloom", "Studio", "Aqua", "Botanica", "Noir", "Silk", "Aura", "Luxe", "Derma", "Fresh", "Gold",
           "Nordic", "Riviera", "Zen", "Atelier", "Solar", "Petal", "Ritual")  # fmt: skip
-_SHADES = ("Rosewood", "Nude Beige", "Cherry", "Coral", "Mocha", "Ivory", "Plum", "Peach", "Ruby", "Sand", "Berry", "Honey")
-_MARKETING = ("new", "original", "limited edition", "best seller", "gift", "professional", "vegan", "travel size", "for women")
+_SHADES = (
+    "Rosewood",
+    "Nude Beige",
+    "Cherry",
+    "Coral",
+    "Mocha",
+    "Ivory",
+    "Plum",
+    "Peach",
+    "Ruby",
+    "Sand",
+    "Berry",
+    "Honey",
+)
+_MARKETING = (
+    "new",
+    "original",
+    "limited edition",
+    "best seller",
+    "gift",
+    "professional",
+    "vegan",
+    "travel size",
+    "for women",
+)
 _CYRILLIC = ("Ромашка", "Лаванда", "Снежана", "Ярило", "Берёзка", "Мелисса", "Лилия", "Заря")
 _GREEK = ("Ελιά", "Θάλασσα", "Ροδιά", "Κρίνος", "Αφροδίτη", "Μέλισσα", "Ήλιος", "Νεφέλη")
 BRANDS = 160  # in one catalogue
