@@ -18,7 +18,7 @@ class SessionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     ray_address: str = ""
-    """Cluster to join, e.g. `ray://...` or `HOST:6379`; default: $RAY_ADDRESS (set by `ray job submit`), else this machine alone."""
+    """Cluster to join, HOST:PORT; default: $RAY_ADDRESS (`ray job submit` sets it), else this machine alone."""
     ray_cpus: int = Field(default=0, ge=0)
     """CPUs that a session on this machine alone may use; 0: as many as this process may."""
     object_store_mib: int = Field(default=2048, ge=128)

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cluster.errors import BadInputError, ClusterError
+from cluster.session import SessionConfig
 from cluster.telemetry import emit_summary, say
 from manet.errors import InputError, ManetError
 
@@ -49,6 +50,12 @@ class _Jobs(click.Group):
         if cmd_name not in JOBS:
             return None
         module = importlib.import_module(f"jobs.{cmd_name}")
+        if hasattr(module, "COMMANDS"):
+            commands = {
+                name: command(name, config, run, module.__doc__ or "")
+                for name, (config, run) in module.COMMANDS.items()
+            }
+            return click.Group(cmd_name, commands, help=_paragraphs(module.__doc__ or ""))
         return command(cmd_name, module.Config, module.run, module.__doc__ or "")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -58,7 +65,10 @@ class _Jobs(click.Group):
 
 def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict[str, Any]], doc: str) -> click.Command:
     """A click command whose flags are the fields of `config`."""
-    options: list[click.Parameter] = [_option(key, field) for key, field in config.model_fields.items()]
+    options: list[click.Parameter] = [
+        _option(key, config.model_fields[key])
+        for key in sorted(config.model_fields, key=lambda key: key in SessionConfig.model_fields)
+    ]
     options.append(
         click.Option(["--config"], type=click.Path(path_type=Path), help="YAML file that sets any of these.")
     )
@@ -68,7 +78,7 @@ def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict
         given.pop("debug")
         emit_summary(run(_load(config, given.pop("config"), given)))
 
-    return click.Command(name, params=options, callback=callback, help=_paragraphs(doc), short_help=JOBS[name])
+    return click.Command(name, params=options, callback=callback, help=_paragraphs(doc), short_help=JOBS.get(name))
 
 
 def _option(key: str, field: FieldInfo) -> click.Option:

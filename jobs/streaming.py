@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,9 @@ from manet.errors import ManetError, PictureError
 from manet.images import PictureConfig
 from manet.pooling import DEAD, DescriptorName
 from manet.tables import REJECTS, descriptor_column
+
+if TYPE_CHECKING:
+    from manet.describe import Describer
 
 FETCH_THREADS = 8  # requests in flight of one decode actor
 
@@ -137,14 +140,19 @@ class Describe:
     def __init__(
         self, model: Artifact, store: Store, names: tuple[DescriptorName, ...], config: DescribeConfig
     ) -> None:
+        self._store, self._names = store, names
+        self._describer = self.load(model, names, config)
+
+    @staticmethod
+    def load(model: Artifact, names: tuple[DescriptorName, ...], config: DescribeConfig) -> "Describer":
+        """The describer of this process, with its threads bounded."""
         import torch
 
         from manet.checkpoint import load_model
         from manet.describe import Describer
 
         torch.set_num_threads(max(1, int(config.model_cpus)))
-        self._store, self._names = store, names
-        self._describer = Describer(
+        return Describer(
             load_model(local_copy(model)),
             names=names,
             device="cuda" if config.model_gpus > 0 else "cpu",
@@ -194,7 +202,7 @@ def describe_into(
         say(f"resuming: {len(units) - len(todo)} of {len(units)} parts are finished and verified")
     if todo:
         with ray_session(config), Meter("describe", sum(unit.stop - unit.start for unit in todo), "pictures") as meter:
-            for counts in _stream(writer.store, table, model, config, names, todo):
+            for counts in stream(writer.store, table, model, config, names, todo):
                 if counts["failure"]:
                     raise JobFailedError(counts["failure"])
                 meter.advance(int(counts["rows"] + counts["rejects"]))
@@ -203,7 +211,7 @@ def describe_into(
     return {**check_rejects(writer, receipts, config.max_rejects), "parts": len(units)}
 
 
-def _stream(
+def stream(
     store: Store,
     table: Table,
     model: Artifact,
@@ -211,6 +219,7 @@ def _stream(
     names: tuple[DescriptorName, ...],
     todo: list[Unit],
 ) -> Iterator[dict[str, Any]]:
+    """Describe `todo` on the running session; yields the counts of each unit as it is done."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 

@@ -165,8 +165,7 @@ def _camera(rng: np.random.Generator, scene: Array, size: int) -> Array:
     scene = scene + rng.standard_normal(scene.shape, np.float32) * np.float32(rng.uniform(0.004, 0.03))
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(40, 90))]
     _, coded = cv2.imencode(".jpg", _bytes(scene)[..., ::-1], quality)
-    photo: Array = cv2.imdecode(coded, cv2.IMREAD_COLOR)
-    return np.ascontiguousarray(photo[..., ::-1])
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))[..., ::-1])
 
 
 def _bytes(rgb: Array) -> Array:

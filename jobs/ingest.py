@@ -1,0 +1,187 @@
+"""Bring in pictures from outside: a folder, a table, a URL list or the challenge's CSVs -> catalog or queries.
+
+  manet ingest --source s3://shop/pictures --out s3://shop/catalog
+  manet ingest --source training_public.csv --images s3://perfect-500k/train --out catalog
+  manet ingest --source val.csv --images s3://perfect-500k/val --kind queries --out queries
+
+Only the table is written; pictures stay where they are and are read by their URIs. What is wrong with a row (no id, a doubled
+id, no answers) is said with its file and row, and nothing is written.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from pydantic import field_validator
+
+from cluster.artifact import ArtifactWriter, Blob, Input, put_unit
+from cluster.errors import BadInputError, ObjectMissingError
+from cluster.storage import open_store, resolve_uri, split_uri
+from jobs.config import JobConfig
+from jobs.inputs import Kind
+from jobs.make import make
+from jobs.parquet import parquet_bytes
+from manet.errors import InputError
+from manet.tables import check_catalog, check_queries
+
+PART_ROWS = 100_000
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+Format = Literal["auto", "folder", "table", "urls", "training-csv", "validation-csv"]
+
+
+class Config(JobConfig):
+    """Flags of `manet ingest`."""
+
+    source: str
+    """Folder of pictures, or a .parquet or .csv table, a .txt list of URIs, or one of the challenge's CSVs."""
+    kind: Kind = "catalog"
+    """What to write."""
+    format: Format = "auto"
+    """What the source is; auto: by its name and its header."""
+    images: str = ""
+    """Where the challenge's pictures lie: IMAGES/ID.jpg."""
+
+    @field_validator("images")
+    @classmethod
+    def _no_slash(cls, given: str) -> str:
+        return given.rstrip("/")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run the job; returns its summary."""
+    form = _guess(config) if config.format == "auto" else config.format
+    if form == "folder":
+        table, digest = _folder(config), ""
+    else:
+        data = _read(config.source)
+        table, digest = _PARSERS[form](config, data), hashlib.sha256(data).hexdigest()
+    check = check_catalog if config.kind == "catalog" else check_queries
+    checked = check(table, f"--source {config.source}")
+    if not checked.num_rows:
+        raise BadInputError(f"--source {config.source}: no pictures found ({', '.join(PICTURES)})")
+    digest = digest or hashlib.sha256(parquet_bytes(checked)).hexdigest()
+    inputs = {"source": Input(uri=config.source, sha256=digest)}
+    return make(config, config.kind, inputs, partial(_write, config.kind, checked))
+
+
+def _write(kind: Kind, table: pa.Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+    units = []
+    for index, start in enumerate(range(0, table.num_rows, PART_ROWS)):
+        part = table.slice(start, PART_ROWS)
+        put_unit(
+            writer.store,
+            f"{index:05d}",
+            {f"{kind}-{index:05d}.parquet": Blob(data=parquet_bytes(part), rows=part.num_rows)},
+        )
+        units.append(f"{index:05d}")
+    return units, {"rows": table.num_rows}
+
+
+def _guess(config: Config) -> Format:
+    name = config.source.lower()
+    if name.endswith(".parquet"):
+        return "table"
+    if name.endswith(".txt"):
+        return "urls"
+    if not name.endswith(".csv"):
+        return "folder"
+    head = _read(config.source)[:4096].decode("utf-8-sig", "replace").splitlines()[:1]
+    if head and head[0].lower().startswith("validation image id,"):
+        return "validation-csv"
+    return "table" if head and "uri" in head[0].lower().split(",") else "training-csv"
+
+
+def _read(uri: str) -> bytes:
+    store, name = split_uri(uri)
+    try:
+        return store.read(name)
+    except ObjectMissingError:
+        raise BadInputError(f"--source {uri}: no such file") from None
+
+
+def _folder(config: Config) -> pa.Table:
+    """Every picture below a folder; its id is its path without the ending."""
+    if config.kind == "queries":
+        raise BadInputError("--kind queries: a folder does not say what is relevant; give a table with that column")
+    store = open_store(config.source)
+    names = [entry.name for entry in store.list() if entry.name.lower().endswith(PICTURES)]
+    ids = [name.rpartition(".")[0] for name in names]
+    return pa.table(
+        {"image_id": pa.array(ids, pa.string()), "uri": pa.array([store.uri(name) for name in names], pa.string())}
+    )
+
+
+def _table(config: Config, data: bytes) -> pa.Table:
+    try:
+        if config.source.lower().endswith(".csv"):
+            table = pyarrow.csv.read_csv(pa.BufferReader(data))
+        else:
+            table = pq.read_table(pa.BufferReader(data))
+    except pa.ArrowInvalid as error:
+        raise BadInputError(f"--source {config.source}: not a table: {str(error).splitlines()[0]}") from None
+    if "uri" not in table.column_names:
+        raise InputError(f"--source {config.source}: no column 'uri'; it has {', '.join(table.column_names)}")
+    base = split_uri(config.source)[0].uri("x")
+    uris = [resolve_uri(uri, base) if uri else uri for uri in table["uri"].to_pylist()]
+    return table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
+
+
+def _urls(config: Config, data: bytes) -> pa.Table:
+    """One URI a line; the id is its last piece without the ending."""
+    uris = [line for _, line in _lines(data) if line]
+    ids = [uri.rstrip("/").rpartition("/")[2].rpartition(".")[0] or uri for uri in uris]
+    return pa.table({"image_id": pa.array(ids, pa.string()), "uri": pa.array(uris, pa.string())})
+
+
+def _training_csv(config: Config, data: bytes) -> pa.Table:
+    """The challenge's `training_public.csv`: image id, title (which may hold commas)."""
+    rows = []
+    for number, line in _lines(data):
+        name, comma, title = line.partition(",")
+        if not line or (number == 1 and not name.strip().isalnum()):
+            continue
+        if not comma or not name:
+            raise InputError(f"--source {config.source}: line {number} is not 'image id,title'")
+        rows.append({"image_id": name.strip(), "uri": _image(config, name), "description": title.strip().strip('"')})
+    return pa.Table.from_pylist(
+        rows, pa.schema([("image_id", pa.string()), ("uri", pa.string()), ("description", pa.string())])
+    )
+
+
+def _validation_csv(config: Config, data: bytes) -> pa.Table:
+    """The challenge's validation CSV: a query, then its answers, as many as there are."""
+    rows = []
+    for number, line in list(_lines(data))[1:]:
+        cells = [cell.strip() for cell in line.split(",")]
+        if not any(cells):
+            continue
+        relevant = [cell for cell in cells[1:] if cell]
+        if not cells[0] or not relevant:
+            raise InputError(f"--source {config.source}: line {number} has no query or no answer")
+        rows.append({"query_id": cells[0], "uri": _image(config, cells[0]), "relevant": relevant})
+    schema = pa.schema([("query_id", pa.string()), ("uri", pa.string()), ("relevant", pa.list_(pa.string()))])
+    return pa.Table.from_pylist(rows, schema)
+
+
+def _image(config: Config, name: str) -> str:
+    if not config.images:
+        raise BadInputError("--images is required: the challenge's CSVs name pictures by id only")
+    name = name.strip()
+    return f"{config.images}/{name if name.lower().endswith(PICTURES) else name + '.jpg'}"
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file, without its byte-order mark."""
+    yield from enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1)
+
+
+_PARSERS: dict[str, Callable[[Config, bytes], pa.Table]] = {
+    "table": _table,
+    "urls": _urls,
+    "training-csv": _training_csv,
+    "validation-csv": _validation_csv,
+}
