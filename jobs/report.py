@@ -123,7 +123,8 @@ def _curves(history: Sequence[dict[str, Any]]) -> str:
     right.set_ylim(0, 1)
     for axes in (left, right):
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0.5, max([*epochs, 1]) + 0.5)
+        axes.set_xticks(epochs)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)

@@ -127,12 +127,14 @@ def _decode(batch: dict[str, Any], masks: Artifact, size: int, augment: bool) ->
         picture = load_picture(row["uri"], PictureConfig(size=size))
         if isinstance(picture, PictureError):
             raise JobFailedError(f"{row['uri']} was usable when the masks were made and is not now: {picture.detail}")
-        mask = cv2.resize(cv2.imdecode(np.frombuffer(row["mask"], np.uint8), cv2.IMREAD_GRAYSCALE), (size, size))
-        if augment:
-            picture, mask = consumer_view(picture, mask)
         pixels.append(picture)
-        grey.append(mask)
+        mask = cv2.imdecode(np.frombuffer(row["mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        grey.append(cv2.resize(mask, (size, size)))
         labels.append(row["label"])
+    if augment:
+        others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
+        views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
+        pixels, grey = [picture for picture, _ in views], [mask for _, mask in views]
     return {"pixels": np.stack(pixels), "mask": np.stack(grey), "label": np.array(labels, np.int64)}
 
 

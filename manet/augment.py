@@ -1,14 +1,16 @@
-"""Training pictures that look like a consumer's photo: another framing, angle, light and sharpness."""
+"""Training pictures that look like a consumer's photo: another place, framing, angle, light and sharpness."""
 
 from functools import cache
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 Array = np.ndarray[Any, np.dtype[Any]]
+MOVED = 0.5  # share of pictures whose product is put before another background
 
 
 @cache
@@ -16,17 +18,40 @@ def _transform(size: int) -> v2.Compose:
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(0.45, 1.0), ratio=(0.8, 1.25), antialias=True),
-            v2.RandomApply([v2.RandomRotation(20, fill=255)], p=0.4),
-            v2.RandomApply([v2.RandomPerspective(0.25, p=1.0, fill=255)], p=0.3),
+            v2.RandomApply([v2.RandomRotation(20, fill={tv_tensors.Image: 255, tv_tensors.Mask: 0})], p=0.4),
+            v2.RandomApply(
+                [v2.RandomPerspective(0.25, p=1.0, fill={tv_tensors.Image: 255, tv_tensors.Mask: 0})], p=0.3
+            ),
             v2.ColorJitter(brightness=0.35, contrast=0.3, saturation=0.3, hue=0.03),
             v2.RandomApply([v2.GaussianBlur(5, (0.2, 1.5))], p=0.2),
         ]
     )
 
 
-def consumer_view(rgb: Array, mask: Array) -> tuple[Array, Array]:
-    """A random view of a square picture, uint8 [S, S, 3], and of its grey mask, uint8 [S, S]; torch's random state decides."""
-    picture = tv_tensors.Image(torch.from_numpy(rgb).permute(2, 0, 1))
+def consumer_view(rgb: Array, mask: Array, other: Array) -> tuple[Array, Array]:
+    """A random view of a square picture and of its saliency mask; torch's random state decides.
+
+    Args:
+        rgb: uint8 [S, S, 3].
+        mask: grey saliency, uint8 [S, S].
+        other: another picture, uint8 [S, S, 3]: in half of the cases the product is moved before a blurred piece of it.
+    """
+    if torch.rand(()) < MOVED:
+        rgb = _before(rgb, mask, other)
+    picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1))
     grey = tv_tensors.Mask(torch.from_numpy(mask)[None])
     picture, grey = _transform(len(rgb))(picture, grey)
     return picture.permute(1, 2, 0).contiguous().numpy(), grey[0].numpy()
+
+
+def _before(rgb: Array, mask: Array, other: Array) -> Array:
+    """The product of one picture (where its mask is bright) before a zoomed, blurred piece of another, tinted."""
+    size = len(rgb)
+    zoom, x, y, blur = (float(value) for value in torch.rand(4))
+    side = max(8, int(size * (0.3 + 0.5 * zoom)))
+    left, top = int(x * (size - side)), int(y * (size - side))
+    piece = cv2.resize(other[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_LINEAR)
+    ground = cv2.GaussianBlur(piece, (0, 0), 0.5 + size / 60 * blur).astype(np.float32)
+    ground = ground * (0.5 + 0.5 * torch.rand(3).numpy())
+    share = mask.astype(np.float32)[..., None] / 255
+    return np.asarray(rgb * share + ground * (1 - share), np.uint8)
