@@ -115,6 +115,8 @@ class LocalS3:
             f"-s3.port.grpc={flags['s3.port.grpc']}",
             f"-s3.config={config}",
             "-s3.iam=false",
+            "-s3.port.iceberg=0",  # off; by default these two listen on fixed ports
+            "-s3.port.lance=0",
             f"-master.port={flags['master']}",
             f"-master.port.grpc={flags['master.port.grpc']}",
             f"-volume.port={flags['volume']}",

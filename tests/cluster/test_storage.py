@@ -1,0 +1,212 @@
+import os
+import pickle
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster import s3 as s3_module
+from cluster.errors import AlreadyExistsError, BadInputError, ObjectMissingError, PermanentStoreError
+from cluster.local_s3 import LocalS3, free_ports
+from cluster.storage import Store, open_store, read_uri, resolve_uri, split_uri
+
+
+class TestStore:
+    """Every store keeps the same promises."""
+
+    def test_round_trip_and_ranges(self, store: Store) -> None:
+        data = os.urandom(300_000)
+        store.write("a/b.bin", data)
+        assert store.read("a/b.bin") == data
+        assert store.read("a/b.bin", start=10, length=5) == data[10:15]
+        assert store.read("a/b.bin", start=299_990) == data[-10:]
+        assert store.read("a/b.bin", length=0) == b""
+        assert store.size("a/b.bin") == len(data)
+        assert read_uri(store.uri("a/b.bin")) == data
+
+    def test_overwrite(self, store: Store) -> None:
+        store.write("x", b"one")
+        store.write("x", b"")
+        assert store.read("x") == b""
+
+    def test_seekable_reader(self, store: Store) -> None:
+        data = os.urandom(1_000_000)
+        store.write("x", data)
+        with store.open("x") as file:
+            file.seek(-7, os.SEEK_END)
+            assert file.read() == data[-7:]
+            file.seek(500_000)
+            assert file.read(10) == data[500_000:500_010]
+            file.seek(0)
+            assert file.read() == data
+
+    def test_missing(self, store: Store) -> None:
+        assert store.size("nope") is None
+        assert not store.exists("nope")
+        for call in (lambda: store.read("nope"), lambda: store.open("nope")):
+            with pytest.raises(ObjectMissingError, match="nope"):
+                call()
+        store.delete("nope")
+
+    def test_list_is_sorted_and_below_the_root(self, store: Store) -> None:
+        for name in ("b/2", "a", "b/1", "bc/3"):
+            store.write(name, b"12")
+        store.child("b").write("deep/4", b"1")
+        assert [(e.name, e.size) for e in store.list()] == [
+            ("a", 2),
+            ("b/1", 2),
+            ("b/2", 2),
+            ("b/deep/4", 1),
+            ("bc/3", 2),
+        ]
+        assert [e.name for e in store.list("b/")] == ["b/1", "b/2", "b/deep/4"]
+        assert [e.name for e in store.child("b").list()] == ["1", "2", "deep/4"]
+
+    def test_files(self, store: Store, tmp_path: Path) -> None:
+        source = tmp_path / "big"
+        source.write_bytes(os.urandom(12_000_000))  # more than one part of a multipart upload
+        store.write_file("big", source)
+        store.download("big", tmp_path / "deep" / "copy")
+        assert (tmp_path / "deep" / "copy").read_bytes() == source.read_bytes()
+
+    def test_put_if_absent_has_one_winner(self, store: Store) -> None:
+        def attempt(writer: int) -> bool:
+            try:
+                store.write_if_absent("m", f"writer {writer}".encode())
+            except AlreadyExistsError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(attempt, range(8)))
+        assert won.count(True) == 1
+        assert store.read("m") == f"writer {won.index(True)}".encode()
+
+    @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd"])
+    def test_names_stay_inside(self, store: Store, name: str) -> None:
+        with pytest.raises(BadInputError, match="inside"):
+            store.read(name)
+
+    def test_pickle(self, store: Store) -> None:
+        store.write("x", b"1")
+        assert pickle.loads(pickle.dumps(store)).read("x") == b"1"  # noqa: S301 - our own bytes
+
+
+def test_uris() -> None:
+    assert resolve_uri("s3://b/x.jpg", "/tables/t.parquet") == "s3://b/x.jpg"
+    assert resolve_uri("/abs/x.jpg", "/tables/t.parquet") == "/abs/x.jpg"
+    assert resolve_uri("i/x.jpg", "s3://b/tables/t.parquet") == "s3://b/tables/i/x.jpg"
+    store, name = split_uri("/some/folder/x.jpg")
+    assert (store.uri(), name) == ("/some/folder", "x.jpg")
+    for uri in ("https://host/x.jpg", "ftp://host/x"):
+        with pytest.raises(BadInputError, match="not supported"):
+            open_store(uri)
+    with pytest.raises(BadInputError, match="no bucket"):
+        open_store("s3://")
+
+
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PermanentStoreError, match="in the way"):
+        open_store(tmp_path / "file" / "below").write("x", b"1")
+
+
+def test_a_folder_that_cannot_be_written() -> None:
+    with pytest.raises(PermanentStoreError) as caught:
+        open_store("/proc/manet-test").write("x", b"1")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kill_while_writing_leaves_nothing_visible(tmp_path: Path) -> None:
+    code = (
+        "import sys; from cluster.storage import open_store\n"
+        f"store = open_store({str(tmp_path)!r}); data = b'x' * 400_000_000\n"
+        "print('go', flush=True); store.write('big', data)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.05)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    store = open_store(tmp_path)
+    assert list(store.list()) == [] or store.size("big") == 400_000_000
+
+
+@pytest.fixture
+def fresh_client(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An S3 client made anew from the environment, for this test only."""
+    monkeypatch.setattr(s3_module, "_clients", {})
+    return monkeypatch
+
+
+def test_wrong_secret(s3: LocalS3, fresh_client: pytest.MonkeyPatch) -> None:
+    fresh_client.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    with pytest.raises(PermanentStoreError, match="AWS_SECRET_ACCESS_KEY"):
+        open_store(f"s3://{s3.bucket}/x").read("y")
+
+
+def test_unreachable_endpoint(s3: LocalS3, fresh_client: pytest.MonkeyPatch) -> None:
+    fresh_client.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    fresh_client.setattr(s3_module, "BACKOFF_S", 0.01)
+    with pytest.raises(Exception, match=r"s3://test/x/y.*127\.0\.0\.1"):
+        open_store("s3://test/x").read("y")
+
+
+class _Faulty(socketserver.ThreadingTCPServer):
+    """A TCP proxy before the S3 server: of every three connections one is answered 503, one is cut in the body."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, upstream: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream, self.seen, self.lock = upstream, 0, threading.Lock()
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        server = self.server
+        assert isinstance(server, _Faulty)
+        with server.lock:
+            server.seen += 1
+            fault = server.seen % 3
+        request = self.request.recv(1 << 16)
+        if fault == 1:
+            self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        with socket.create_connection(("127.0.0.1", server.upstream)) as upstream:
+            upstream.sendall(request.replace(b"Connection: keep-alive", b"Connection: close"))
+            upstream.settimeout(2)
+            sent = 0
+            try:
+                while block := upstream.recv(1 << 14):
+                    if fault == 2 and sent + len(block) > 20_000:
+                        return  # cut: the body is shorter than its Content-Length
+                    self.request.sendall(block)
+                    sent += len(block)
+            except TimeoutError:
+                return
+
+
+def test_faults_are_retried(s3: LocalS3, s3_root: str, fresh_client: pytest.MonkeyPatch) -> None:
+    data = os.urandom(100_000)
+    open_store(s3_root).write("x", data)
+    fresh_client.setattr(s3_module, "_clients", {})
+    fresh_client.setattr(s3_module, "BACKOFF_S", 0.01)
+    host = s3.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]
+    with _Faulty(int(host)) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        fresh_client.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_address[1]}")
+        before = s3_module.retries_seen()
+        for _ in range(5):
+            assert open_store(s3_root).read("x") == data
+        assert s3_module.retries_seen() - before >= 5
+        proxy.shutdown()
