@@ -61,13 +61,13 @@ def _header(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise PictureError(Reason.TOO_LARGE, _line(error)) from None
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise _unidentified(data, max_pixels) from None
     except Exception as error:
         short = "truncated" in str(error).lower() or (data[:4] == b"RIFF" and len(data) < _riff_bytes(data))
         raise PictureError(Reason.TRUNCATED if short else Reason.CORRUPT, f"header: {_line(error)}") from None
     width, height = image.size
     if width * height > max_pixels:
-        raise PictureError(Reason.TOO_LARGE, f"{width} x {height} px, at most {max_pixels} in all are decoded")
+        raise _too_large(width, height, max_pixels)
     if image.format not in _FORMATS:
         raise PictureError(Reason.UNSUPPORTED, f"format {image.format}")
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # a camera's MPO is one picture with previews
@@ -75,14 +75,22 @@ def _header(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _unidentified(data: bytes) -> PictureError:
+def _unidentified(data: bytes, max_pixels: int) -> PictureError:
     head = data[:64].lstrip()
     for magic, name in _KNOWN_ELSEWHERE.items():
         if head.startswith(magic):
             return PictureError(Reason.UNSUPPORTED, f"format {name}")
+    if head.startswith(b"\x89PNG") and head[12:16] == b"IHDR" and len(head) >= 24:  # Pillow wants more than the header
+        width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+        if width * height > max_pixels:
+            return _too_large(width, height, max_pixels)
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")):
         return PictureError(Reason.TRUNCATED, f"{len(data)} bytes, the header is not whole")
     return PictureError(Reason.NOT_A_PICTURE, f"starts with {data[:12]!r}")
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> PictureError:
+    return PictureError(Reason.TOO_LARGE, f"{width} x {height} px, at most {max_pixels} in all are decoded")
 
 
 def _pixels(data: bytes, header: Image.Image, size: int) -> Pixels:

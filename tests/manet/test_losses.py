@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+import torch
+
+from manet.losses import binarise_at_mean, dice_loss
+
+
+def test_dice_against_loops() -> None:
+    rng = np.random.default_rng(0)
+    f, y = rng.random((5, 6, 7)), (rng.random((5, 6, 7)) > 0.5).astype(float)
+    scores = [2 * (a * b).sum() / (a.sum() + b.sum()) for a, b in zip(f, y, strict=True)]
+    assert dice_loss(torch.tensor(f), torch.tensor(y)).item() == pytest.approx(1 - np.mean(scores), abs=1e-6)
+
+
+def test_dice_at_its_ends() -> None:
+    mask = torch.zeros(2, 4, 4)
+    mask[:, :2] = 1
+    assert dice_loss(mask, mask).item() == pytest.approx(0)
+    assert dice_loss(1 - mask, mask).item() == pytest.approx(1)
+    assert dice_loss(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)).item() == 0
+    assert dice_loss(torch.zeros(1, 3, 3), torch.ones(1, 3, 3)).item() == 1
+    with pytest.raises(ValueError, match="differ in shape"):
+        dice_loss(mask, mask[:, :2])
+
+
+def test_dice_has_a_finite_gradient_where_both_are_empty() -> None:
+    predicted = torch.zeros(1, 3, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(dice_loss(predicted, torch.zeros(1, 3, 3)), predicted)
+    assert torch.isfinite(gradient).all()
+
+
+def test_binarise_is_strictly_greater_than_the_mean() -> None:
+    given = torch.tensor([[[0.0, 1.0], [2.0, 1.0]], [[3.0, 3.0], [3.0, 3.0]]])
+    assert binarise_at_mean(given).tolist() == [[[0, 0], [1, 0]], [[0, 0], [0, 0]]]
+    constant = torch.full((1, 7, 9), 0.1)  # whose mean in float32 is not 0.1 exactly
+    assert not binarise_at_mean(constant).any()

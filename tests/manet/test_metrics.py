@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from manet.errors import InputError
+from manet.metrics import (
+    average_precision,
+    average_precision_standard,
+    bootstrap_interval,
+    drop_self,
+    retrieval_metrics,
+)
+
+
+def test_the_challenges_average_precision_by_hand() -> None:
+    ranked = list("axbxxcx")
+    assert average_precision(ranked, set("abc")) == pytest.approx((1 / 1 + 2 / 3 + 3 / 6) / 3)
+    assert average_precision_standard(ranked, set("abc")) == pytest.approx((1 / 1 + 2 / 3 + 3 / 6) / 3)
+    assert average_precision(ranked, set("ab") | {"elsewhere"}) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision_standard(ranked, set("ab") | {"elsewhere"}) == pytest.approx((1 + 2 / 3) / 3)
+
+
+def test_boundaries() -> None:
+    assert average_precision(list("abc"), {"z"}) == 0
+    assert average_precision([], {"z"}) == 0
+    assert average_precision(list("xxxxxxz"), {"z"}) == pytest.approx(1 / 7)
+    assert average_precision(list("xxxxxxxz"), {"z"}) == 0  # the eighth answer
+    many = {str(i) for i in range(20)}
+    assert average_precision_standard([str(i) for i in range(7)], many) == 1  # min(7, 20)
+
+
+def test_a_query_does_not_find_itself() -> None:
+    assert drop_self(["q", "a", "b"], "q", 2) == ["a", "b"]
+    assert drop_self(["a", "b", "c"], "q", 2) == ["a", "b"]
+
+
+def test_all_figures() -> None:
+    found = retrieval_metrics({"1": list("ab"), "2": list("xb")}, {"1": {"a"}, "2": {"b"}, "3": {"c"}})
+    assert found["map@7"] == pytest.approx((1 + 0.5 + 0) / 3, abs=1e-6)
+    assert found["recall@1"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["recall@7"] == pytest.approx(2 / 3, abs=1e-6)
+    assert found["queries"] == 3
+    assert found["map@7_low"] <= found["map@7"] <= found["map@7_high"]
+    with pytest.raises(InputError, match="no queries"):
+        retrieval_metrics({}, {})
+    with pytest.raises(InputError, match="'1' has no relevant"):
+        retrieval_metrics({}, {"1": set()})
+
+
+def test_the_interval_covers_the_mean_of_most_samples() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for seed in range(100):
+        low, high = bootstrap_interval(rng.random(60), seed)
+        inside += low <= 0.5 <= high
+    assert 85 <= inside <= 100

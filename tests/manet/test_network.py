@@ -1,0 +1,137 @@
+"""The network, its files, and the descriptor path."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manet.checkpoint import load_model, read_config, save_model
+from manet.describe import Describer
+from manet.errors import InputError, WeightsError
+from manet.images import PictureConfig
+from manet.losses import binarise_at_mean
+from manet.network import InitialWeights, JointStage, MANet, NetworkConfig, initial, weigh_by_saliency, weigh_by_text
+
+LITE = "pip:efficientnet-lite0"
+SMALL = NetworkConfig(saliency_size=64, pictures=PictureConfig(size=96))
+
+
+@pytest.fixture(scope="module")
+def network() -> MANet:
+    return initial(SMALL, InitialWeights(backbone=LITE, saliency=LITE)).eval()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 255, (5, 96, 96, 3), np.uint8)
+
+
+def test_equations_2_and_3() -> None:
+    f = torch.rand(2, 4, 3, 3)
+    s, tm = torch.rand(2, 1, 3, 3), torch.randn(2, 1, 3, 3) * 4
+    torch.testing.assert_close(weigh_by_saliency(f, s, "s*f"), s * f)
+    torch.testing.assert_close(weigh_by_saliency(f, s, "(1+s)*f"), f + s * f)
+    assert weigh_by_saliency(f, s, "none") is f
+    t = weigh_by_text(f, tm) / f
+    torch.testing.assert_close(t[:, :1], 1 / (1 + torch.exp(-tm)) + 1)
+    assert (t > 1).all()
+    assert (t < 2).all()
+
+
+def test_one_pass(network: MANet, pixels: np.ndarray) -> None:
+    with torch.inference_mode():
+        maps = network(torch.from_numpy(pixels))
+    assert maps.backbone_BKHW.shape == maps.attended_BKHW.shape == (5, 1280, 3, 3)
+    assert maps.saliency_B1hw.shape == (5, 1, 16, 16)  # a quarter of 64
+    assert 0 <= maps.saliency_B1hw.min() <= maps.saliency_B1hw.max() <= 1
+    s = torch.nn.functional.interpolate(maps.saliency_B1hw, size=(3, 3), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(maps.attended_BKHW, s * maps.backbone_BKHW)
+    torch.testing.assert_close(maps.salient_BHW, binarise_at_mean(s[:, 0]))
+    assert maps.text_B1HW is None
+    assert maps.logits_BN is None
+
+
+@pytest.mark.parametrize("source", ["logits", "scores"])
+def test_text_branch_is_frozen_under_train(source: str, pixels: np.ndarray) -> None:
+    config = SMALL.model_copy(update={"text": "efficientnet-lite0", "text_source": source, "classes": 3})
+    random = InitialWeights(backbone=LITE, saliency=LITE, text="random")
+    network = initial(config, random).train()
+    assert network.text is not None
+    assert not any(module.training for module in network.text.modules())
+    before = {name: value.clone() for name, value in network.text.state_dict().items()}
+    saliency, logits = JointStage(network)(torch.from_numpy(pixels))
+    assert logits is not None
+    (saliency.sum() + logits.sum()).backward()
+    assert all(parameter.grad is None for parameter in network.text.parameters())
+    assert all(parameter.grad is not None for parameter in network.backbone.parameters())
+    for name, value in network.text.state_dict().items():
+        assert torch.equal(before[name], value), name
+    maps = network.eval()(torch.from_numpy(pixels))
+    ratio = maps.attended_BKHW / weigh_by_saliency(
+        maps.backbone_BKHW,
+        torch.nn.functional.interpolate(maps.saliency_B1hw, size=(3, 3), mode="bilinear", align_corners=False),
+        "s*f",
+    )
+    ratio = ratio[torch.isfinite(ratio)]
+    low, high = (1.0, 2.0) if source == "logits" else (1.4999, 1.7311)  # sigmoid(0) + 1, sigmoid(1) + 1
+    assert low <= ratio.min() <= ratio.max() <= high
+
+
+def test_text_without_weights_is_refused() -> None:
+    config = SMALL.model_copy(update={"text": "efficientnet-lite0"})
+    with pytest.raises(WeightsError, match="text branch has no weights"):
+        initial(config, InitialWeights(backbone=LITE, saliency=LITE))
+
+
+def test_a_model_file_rebuilds_the_network_exactly(network: MANet, pixels: np.ndarray, tmp_path: Path) -> None:
+    save_model(tmp_path, network, ("a", "b"))
+    again = load_model(tmp_path)
+    assert again.config == network.config
+    assert read_config(tmp_path).categories == ("a", "b")
+    one, two = (Describer(each).describe(pixels).vectors["sr-mac"] for each in (network, again))
+    np.testing.assert_array_equal(one, two)
+    (tmp_path / "config.json").write_text('{"network": {"backbone": "resnet18"}}')
+    with pytest.raises(WeightsError):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"network": {"back": 1}}')
+    with pytest.raises(InputError, match=r"network\.back"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match="not a model"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_descriptors_are_of_unit_length_and_repeat(network: MANet, pixels: np.ndarray) -> None:
+    describer = Describer(network, names=("sr-mac", "r-mac", "spoc@backbone"), batch_size=2)
+    one, two = describer.describe(pixels), describer.describe(pixels)
+    for name, vectors in one.vectors.items():
+        assert vectors.dtype == np.float16
+        np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1, atol=2e-3)
+        np.testing.assert_array_equal(vectors, two.vectors[name])
+    assert not one.dead.any()
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(network: MANet, pixels: np.ndarray) -> None:
+    together = Describer(network, batch_size=5).describe(pixels).vectors["sr-mac"]
+    alone = Describer(network, batch_size=1).describe(pixels).vectors["sr-mac"]
+    np.testing.assert_allclose(together.astype(np.float32), alone.astype(np.float32), atol=2e-3)
+
+
+def test_a_dead_picture_is_marked_and_the_others_stay(network: MANet, pixels: np.ndarray) -> None:
+    class Dead(torch.nn.Module):
+        """The network with the activations of the second picture at zero."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.config = network.backbone, network.config
+
+        def forward(self, given: torch.Tensor) -> object:
+            maps = network(given)
+            maps.attended_BKHW[1] = 0
+            return maps
+
+    described = Describer(Dead(), batch_size=5).describe(pixels)  # type: ignore[arg-type]
+    assert described.dead.tolist() == [False, True, False, False, False]
+    assert not described.vectors["sr-mac"][1].any()
+    assert described.vectors["sr-mac"][2].any()

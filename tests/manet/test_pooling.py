@@ -1,0 +1,92 @@
+"""Every pooling against float64 loops."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from manet.errors import PictureError, Reason
+from manet.pooling import PoolingName, dead_rows, gem, pool, r_mac, sr_mac
+from tests.manet.test_regions import reference_boxes
+
+NAMES: tuple[PoolingName, ...] = ("mac", "spoc", "gem", "r-mac", "sr-mac", "sr-mac-as-printed")
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(vector)
+    return vector / norm if norm > 0 else vector
+
+
+def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
+    """A descriptor [C] of one map [C, H, W], in float64."""
+    x = x.astype(np.float64)
+    if name == "mac":
+        return _unit(x.max((1, 2)))
+    if name == "spoc":
+        return _unit(x.mean((1, 2)))
+    if name == "gem":
+        return _unit((np.maximum(x, 1e-6) ** 3).mean((1, 2)) ** (1 / 3))
+    total = np.zeros(len(x))
+    for top, left, side in reference_boxes(*x.shape[1:]):
+        inside = np.s_[..., top : top + side, left : left + side]
+        weight = salient[inside].mean() if salient.any() else 1.0
+        peak = x[inside].max((1, 2))
+        if name == "r-mac":
+            total += _unit(peak)
+        elif name == "sr-mac":
+            total += weight * _unit(peak)
+        else:
+            total += _unit(weight * peak)
+    return _unit(total)
+
+
+def _maps(height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.relu(torch.randn(4, 16, height, width, generator=generator) + 0.3)
+    x[:, 0] += 0.01  # no map is dead
+    salient = (torch.rand(4, height, width, generator=generator) > 0.6).float()
+    salient[3] = 0
+    return x, salient
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (2, 3), (7, 7), (15, 20), (33, 4)])
+def test_against_the_reference(name: PoolingName, height: int, width: int) -> None:
+    x, salient = _maps(height, width)
+    got = pool(name, x, salient)
+    wanted = np.stack([reference(name, one.numpy(), mask.numpy()) for one, mask in zip(x, salient, strict=True)])
+    np.testing.assert_allclose(got.numpy(), wanted, atol=2e-6)
+    np.testing.assert_allclose(got.norm(dim=1).numpy(), 1, atol=1e-5)
+
+
+def test_nothing_or_everything_salient_is_plain_r_mac() -> None:
+    x, salient = _maps(9, 12)
+    torch.testing.assert_close(sr_mac(x, torch.zeros_like(salient)), r_mac(x))
+    torch.testing.assert_close(sr_mac(x, torch.ones_like(salient)), r_mac(x))
+    assert not torch.allclose(sr_mac(x, salient)[0], r_mac(x)[0], atol=1e-4)
+
+
+def test_cirtorch_adds_the_global_vector() -> None:
+    x, _ = _maps(9, 12)
+    wanted = [_unit(_sum_of_regions(one.numpy()) + reference("mac", one.numpy(), np.zeros(1))) for one in x]
+    np.testing.assert_allclose(r_mac(x, global_vector=True).numpy(), np.stack(wanted), atol=2e-6)
+
+
+def _sum_of_regions(x: np.ndarray) -> np.ndarray:
+    boxes = reference_boxes(*x.shape[1:])
+    return sum((_unit(x[:, t : t + s, left : left + s].max((1, 2))) for t, left, s in boxes), np.zeros(len(x)))
+
+
+def test_gem_lies_between_mean_and_maximum() -> None:
+    x, salient = _maps(6, 6)
+    torch.testing.assert_close(gem(x, p=1.0), pool("spoc", x, salient), atol=1e-5, rtol=0)
+    torch.testing.assert_close(gem(x, p=20.0), pool("mac", x, salient), atol=0.05, rtol=0)
+
+
+def test_a_dead_map_has_no_descriptor() -> None:
+    x, salient = _maps(5, 5)
+    x[2] = 0
+    assert dead_rows(x).tolist() == [False, False, True, False]
+    with pytest.raises(PictureError) as error:
+        pool("sr-mac", x, salient)
+    assert error.value.reason is Reason.DEAD_FEATURE_MAP

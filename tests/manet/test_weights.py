@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from manet import weights
+from manet.backbone import Backbone, load_pretrained
+from manet.errors import InputError, WeightsError
+from manet.weights import load_into, read_tensors, resolve
+
+
+def test_pip_weights_are_the_ones_known() -> None:
+    assert resolve("pip:efficientnet-lite0").is_file()
+    assert resolve("pip:u2netp").suffix == ".onnx"
+
+
+def test_another_file_under_the_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = weights._SHIPPED["u2netp"]
+    monkeypatch.setitem(weights._SHIPPED, "u2netp", weights._Shipped(**{**vars(shipped), "sha256": "0" * 64}))
+    with pytest.raises(WeightsError, match="is not the file that is known here"):
+        resolve("pip:u2netp")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("pip:vgg", "the packages known here are pip:efficientnet-lite0"),
+        ("/no/such/file.safetensors", "no such file"),
+        ("imagenet", "no such file"),
+        ("s3://bucket/w.safetensors", "only local files"),
+    ],
+)
+def test_missing_weights_are_never_replaced(spec: str, words: str) -> None:
+    with pytest.raises(WeightsError, match=words):
+        resolve(spec)
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, (f"open({str(tmp_path / 'harm')!r}, 'w')",))
+
+    torch.save({"w": Harm()}, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_tensors(tmp_path / "bad.pth")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_damaged_and_odd_files(tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_tensors(tmp_path / "cut.safetensors")
+    torch.save({"epoch": 3}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match="not a plain state dict"):
+        read_tensors(tmp_path / "odd.pth")
+
+
+def test_every_parameter_must_be_there_in_its_shape(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(2, 3)
+    good = {name: value.clone() for name, value in layer.state_dict().items()}
+    save_file(good, tmp_path / "good.safetensors")
+    load_into(layer, read_tensors(tmp_path / "good.safetensors"), "good")
+    with pytest.raises(WeightsError, match="bias is missing"):
+        load_into(layer, {"weight": good["weight"]}, "less")
+    with pytest.raises(WeightsError, match=r"weight is \(3, 3\), not \(3, 2\)"):
+        load_into(layer, {**good, "weight": torch.zeros(3, 3)}, "other")
+    with pytest.raises(WeightsError, match="extra does not belong"):
+        load_into(layer, {**good, "extra": torch.zeros(1)}, "more")
+    load_into(layer, {**good, "extra": torch.zeros(1)}, "more", strict=False)
+
+
+def test_imagenet_weights_change_the_network() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("efficientnet-lite0").eval()
+    before = backbone.net.state_dict()["conv_stem.weight"].clone()
+    load_pretrained(backbone.net, "efficientnet-lite0", "pip:efficientnet-lite0")
+    assert not torch.equal(before, backbone.net.state_dict()["conv_stem.weight"])
+    with torch.inference_mode():
+        f = backbone(torch.rand(1, 3, 96, 64))
+    assert f.shape == (1, 1280, 3, 2)
+    assert (f >= 0).all()
+    assert f.max() > 0.1
+
+
+def test_unknown_backbones_and_other_networks_weights() -> None:
+    with pytest.raises(InputError, match="'resnet5000' is unknown"):
+        Backbone("resnet5000")
+    with pytest.raises(WeightsError, match="another network"):
+        load_pretrained(Backbone("resnet18").net, "resnet18", "pip:efficientnet-lite0")
