@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,6 +49,7 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
         return
     address = config.ray_address or os.environ.get("RAY_ADDRESS", "")
     level = logging.INFO if debug else logging.ERROR
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, logging_level=level, log_to_driver=debug)
@@ -66,6 +69,8 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
                 "is it up, and are RAY_AUTH_MODE=token and RAY_AUTH_TOKEN set?"
             ) from error
         raise JobFailedError(f"Ray could not be started on this machine: {_first_line(error)}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets one of its own, which ends the process where it stands
     try:
         yield
     finally:

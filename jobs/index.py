@@ -61,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _build(config: Config, descriptors: Artifact, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
-    from manet.index import choose_factory
+    from manet.index import check_factory, choose_factory
 
     parts = [part for part in descriptors.parts("part-") if part.rows]
     rows = sum(part.rows for part in parts)
@@ -71,6 +71,7 @@ def _build(config: Config, descriptors: Artifact, writer: ArtifactWriter) -> tup
     factory, reason = (
         choose_factory(rows, dim) if config.factory == "auto" else (config.factory, "asked for by --factory")
     )
+    check_factory(factory, dim)
     say(f"index: {rows} x {dim}, {factory}: {reason}")
     shards = cut_shards(parts, config.shard_rows)
     done = writer.finished()

@@ -30,6 +30,7 @@ from manet.tables import check_catalog, check_queries
 
 PART_ROWS = 100_000
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_HEADERS = {"id", "image id", "training image id"}  # first cell of a CSV that has a header
 Format = Literal["auto", "folder", "table", "urls", "training-csv", "validation-csv"]
 
 
@@ -142,7 +143,7 @@ def _training_csv(config: Config, data: bytes) -> pa.Table:
     rows = []
     for number, line in _lines(data):
         name, comma, title = line.partition(",")
-        if not line or (number == 1 and not name.strip().isalnum()):
+        if not line or (number == 1 and name.strip().lower().replace("_", " ") in _HEADERS):
             continue
         if not comma or not name:
             raise InputError(f"--source {config.source}: line {number} is not 'image id,title'")

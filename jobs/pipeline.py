@@ -100,12 +100,12 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _config_of(config: Config, job: str, **fields: Any) -> Any:  # noqa: ANN401 - configs of several jobs
-    """A stage's config: the session and --overwrite of the pipeline, the stage's own fields, then --set."""
+    """A stage's config: the session and --overwrite of the pipeline, --set, and what the stage itself decides."""
     session = {name: getattr(config, name) for name in (*SessionConfig.model_fields, "overwrite")}
     chosen = {key: value for name, key, value in map(_split, config.set) if name == job}
     module = STAGES[job]
     try:
-        return module.Config(**{**session, **fields, **chosen})
+        return module.Config(**{**session, **chosen, **fields})
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInputError(f"--set {job}.{first['loc'][0]}: {first['msg']}") from None
@@ -119,4 +119,6 @@ def _split(item: str) -> tuple[str, str, str]:
         raise ValueError(f"{item!r} is not JOB.FLAG=VALUE")
     if job not in STAGES or key not in STAGES[job].Config.model_fields:
         raise ValueError(f"{item!r}: no flag {key.replace('_', '-')} of a job {job}; the jobs are {', '.join(STAGES)}")
+    if key in {"out", *STAGES[job].Config.INPUTS} or (job, key) == ("train", "size"):
+        raise ValueError(f"{item!r}: the pipeline itself decides that; see --catalog, --queries, --size and --out")
     return job, key, value

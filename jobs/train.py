@@ -17,6 +17,7 @@ from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
 from cluster.session import ray_session
+from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
 from jobs.inputs import open_model
 from jobs.make import make
@@ -72,11 +73,11 @@ class Config(JobConfig):
     saliency_loss: float = Field(default=1.0, ge=0)
     """Lambda: weight of the saliency loss in the joint stage."""
     seed: int = Field(default=0, ge=0)
-    """Seed of initialisation, order and augmentation."""
+    """Seed of initialisation and order (augmentation is random)."""
     workers: int = how(1, ge=1)
     """Data-parallel training workers."""
     worker_cpus: float = how(1.0, gt=0)
-    """CPUs of one training worker; it computes on as many threads."""
+    """CPUs of one training worker; it computes on as many threads, rounded up. Leave a quarter for decoding."""
     worker_gpus: float = how(0.0, ge=0)
     """GPUs of one training worker; 0: it runs on the CPU."""
     retries: int = how(3, ge=0)
@@ -146,7 +147,8 @@ def _train(
         retries=config.retries,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        history = fit(plan, masks, f"{config.out.rstrip('/')}/checkpoints", Path(scratch))
+        with Meter("train", plan.steps * (plan.saliency_epochs + plan.epochs), "steps") as meter:
+            history = fit(plan, masks, f"{config.out.rstrip('/')}/checkpoints", Path(scratch), meter)
         (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
         files = ("model.safetensors", "config.json", "metrics.json")
         put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})

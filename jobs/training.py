@@ -8,7 +8,8 @@ the set. Every epoch ends with a checkpoint in the store; a run that lost a work
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from cluster.artifact import Artifact
 from cluster.errors import JobFailedError
 from cluster.session import quiet
 from cluster.storage import arrow_filesystem
+from cluster.telemetry import Meter, say
 from jobs.inputs import fetch_weights, local_copy
 from jobs.parquet import read_parquet
 from jobs.pictures import load_picture
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from manet.network import MANet
 
-DECODE_ROWS = 64  # pictures of one block of the stream
+DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 
 
 class Plan(BaseModel):
@@ -58,26 +60,35 @@ class Plan(BaseModel):
     worker_gpus: float
     retries: int
 
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch."""
+        return max(1, math.ceil(self.train_rows / (max(1, self.batch_size // self.workers) * self.workers)))
+
     def stage(self, epoch: int) -> str:
         """`saliency` or `joint`."""
         return "saliency" if epoch < self.saliency_epochs else "joint"
 
 
-def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path) -> list[dict[str, Any]]:
+def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter) -> list[dict[str, Any]]:
     """Train, or go on from the newest checkpoint; leave the model's files in `into`; return one row an epoch.
+
+    The first worker's steps advance `meter`; every epoch's figures are said.
 
     Raises:
         JobFailedError: training failed more often than `plan.retries`.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
 
     for name in ("ray.data", "ray.train"):
         quiet(name)
     filesystem, path = arrow_filesystem(checkpoints)
+    progress = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _loop,
-        train_loop_config={"plan": plan},
+        train_loop_config={"plan": plan, "progress": progress},
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.worker_gpus > 0,
@@ -92,7 +103,14 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path) -> list[dict[
         ),
         datasets={split: _stream(masks, split, plan) for split in ("train", "val")},
     )
-    result = trainer.fit()
+    listener = threading.Thread(target=_listen, args=(progress, meter), daemon=True)
+    listener.start()
+    try:
+        result = trainer.fit()
+    finally:
+        progress.put(None)
+        listener.join(10)
+        progress.shutdown()
     if result.error is not None or result.checkpoint is None:
         raise JobFailedError(f"training failed: {result.error or 'no epoch was finished'}")
     with result.checkpoint.as_directory() as folder:
@@ -102,6 +120,15 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path) -> list[dict[
     return history
 
 
+def _listen(progress: Any, meter: Meter) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily
+    """On the driver: steps done in all, and the figures of finished epochs, until None comes."""
+    while (news := progress.get()) is not None:
+        if isinstance(news, int):
+            meter.advance(news - meter.done)
+        else:
+            say("train: " + ", ".join(f"{name} {value}" for name, value in news.items()))
+
+
 def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
     """A Ray Data stream of one split: `pixels` [S, S, 3], `mask` [S, S], `label`; augmented for training."""
     import ray
@@ -109,7 +136,7 @@ def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - r
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
     rows = [{"part": part.name, "rows": part.rows} for part in parts]
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        cast(Any, _decode), batch_size=1, fn_args=(masks, plan.train_size, split == "train"), num_cpus=0.5
+        cast(Any, _decode), batch_size=1, fn_args=(masks, plan.train_size, split == "train"), num_cpus=DECODE_CPUS
     )
 
 
@@ -144,17 +171,21 @@ def _loop(config: dict[str, Any]) -> None:
     import torch
 
     plan: Plan = config["plan"]
-    torch.set_num_threads(max(1, int(plan.worker_cpus)))
+    first = ray.train.get_context().get_world_rank() == 0
+    tell = config["progress"].put_nowait if first else lambda _: None
+    torch.set_num_threads(math.ceil(plan.worker_cpus))
     torch.manual_seed(plan.seed)
     device = ray.train.torch.get_device()
     network, history = _start(plan)
     network.to(device).to(memory_format=torch.channels_last)
+    tell(len(history) * plan.steps)
     for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
         if plan.stage(epoch) != (plan.stage(epoch - 1) if epoch > len(history) else ""):
             step = _Stage(network, plan, epoch, device)
-        row = step.train_epoch(epoch, ray.train.get_dataset_shard("train"))
+        row = step.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell)
         row |= step.validate(ray.train.get_dataset_shard("val"))
         history.append({"epoch": epoch, "stage": plan.stage(epoch), **row})
+        tell(history[-1])
         _report(network, plan, history)
 
 
@@ -216,9 +247,8 @@ class _Stage:
         self._saliency_only = plan.stage(epoch) == "saliency"
         self._first = 0 if self._saliency_only else plan.saliency_epochs
         self._epochs = plan.saliency_epochs if self._saliency_only else plan.epochs
-        world = ray.train.get_context().get_world_size()
-        self._batch = max(1, plan.batch_size // world)
-        self._steps = max(1, math.ceil(plan.train_rows / (self._batch * world)))
+        self._batch = max(1, plan.batch_size // plan.workers)
+        self._steps = plan.steps
         network.backbone.requires_grad_(not self._saliency_only)
         if network.head is not None:
             network.head.requires_grad_(not self._saliency_only)
@@ -232,8 +262,8 @@ class _Stage:
         self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
 
-    def train_epoch(self, epoch: int, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
-        """One pass over this worker's share; mean losses."""
+    def train_epoch(self, epoch: int, shard: Any, tell: Callable[[Any], None]) -> dict[str, float]:  # noqa: ANN401
+        """One pass over this worker's share (a ray.data.DataIterator); mean losses. `tell` hears of every step."""
         self._module.train()
         if self._saliency_only:
             self._network.backbone.eval()
@@ -248,6 +278,7 @@ class _Stage:
             losses["loss"].backward()
             self._optimizer.step()
             count += 1
+            tell(epoch * self._steps + count)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
         return {name: round(total / max(1, count), 5) for name, total in sums.items()}
@@ -258,16 +289,16 @@ class _Stage:
 
         from manet.losses import binarise_at_mean, dice_loss
 
-        self._network.eval()
+        self._module.eval()
         rows, dice, right = 0, 0.0, 0
         with torch.inference_mode():
             for batch in self._batches(shard, shuffle=False):
-                maps = self._network(batch["pixels"])
-                mask = binarise_at_mean(_like(batch["mask"], maps.saliency_B1hw))
+                saliency, logits = self._module(batch["pixels"])
+                mask = binarise_at_mean(_like(batch["mask"], saliency))
                 here = len(batch["label"])
-                dice += float(dice_loss(maps.saliency_B1hw[:, 0], mask)) * here
-                if maps.logits_BN is not None:
-                    right += int((maps.logits_BN.argmax(1) == batch["label"]).sum())
+                dice += float(dice_loss(saliency[:, 0], mask)) * here
+                if logits is not None:
+                    right += int((logits.argmax(1) == batch["label"]).sum())
                 rows += here
         rows = max(1, rows)
         return {"val_dice_loss": round(dice / rows, 5)} | (

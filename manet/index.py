@@ -40,6 +40,19 @@ def choose_factory(rows: int, dim: int) -> tuple[str, str]:
     )
 
 
+def check_factory(factory: str, dim: int) -> None:
+    """Refuse a factory string before anything is read for it.
+
+    Raises:
+        InputError: faiss cannot make it for `dim` dimensions, or its cells have no plain number.
+    """
+    try:
+        faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        training_rows(factory, 1)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--factory {factory}: faiss: {_last_line(error)}") from None
+
+
 def training_rows(factory: str, rows: int) -> int:
     """How many rows of a uniform sample train a factory's quantizers."""
     if factory == "Flat":
@@ -73,9 +86,13 @@ def train(sample_ND: Matrix, factory: str, *, seed: int = 0, threads: int = 1, g
         index.train(np.ascontiguousarray(sample_ND, np.float32))
         del kept
     except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise InputError(f"--factory {factory}: faiss: {lines[-1].strip()[:200]}") from None
+        raise InputError(f"--factory {factory}: faiss: {_last_line(error)}") from None
     return bytes(faiss.serialize_index(index))
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _prepare(index: Any, seed: int) -> list[Any]:  # noqa: ANN401 - faiss has no types

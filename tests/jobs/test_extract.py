@@ -1,0 +1,163 @@
+"""`manet extract`: what it writes, resuming, rejects."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, Run
+from tests.jobs.helpers import assert_refused, checksums, summary_of
+from tests.manet.test_images import PNG, _png_header
+
+STOCK = """
+import json, sys
+import numpy as np, pyarrow.parquet as pq
+table = pq.read_table(sys.argv[1])
+norms = [float(np.linalg.norm(np.array(row, dtype=np.float64))) for row in table["descriptor"].to_pylist()]
+assert not {"ray", "manet", "jobs", "cluster", "torch"} & set(sys.modules)
+print(json.dumps({"ids": table["image_id"].to_pylist(), "norms": norms, "type": str(table.schema.field("descriptor").type)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def extracted(manet: Run, shop: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Descriptors of the shop, in parts of 16."""
+    out = tmp_path_factory.mktemp("extracted") / "descriptors"
+    done = manet("extract", "--catalog", shop / "catalog", "--model", model, "--out", out, "--part-rows", 16)
+    assert summary_of(done)["rejects"] == 0
+    return out
+
+
+def test_any_parquet_reader_opens_the_parts(extracted: Path, shop: Path) -> None:
+    ids = []
+    for part in sorted(extracted.glob("part-*.parquet")):
+        done = subprocess.run(
+            [sys.executable, "-c", STOCK, str(part)], capture_output=True, text=True, check=True, timeout=60
+        )
+        found = json.loads(done.stdout)
+        assert found["type"] == "fixed_size_list<element: halffloat>[1280]"
+        np.testing.assert_allclose(found["norms"], 1, atol=1e-3)
+        ids += found["ids"]
+    tables = [pq.read_table(path) for path in sorted((shop / "catalog").glob("catalog-*.parquet"))]
+    assert ids == pa.concat_tables(tables)["image_id"].to_pylist()
+
+
+def test_the_same_command_has_nothing_to_do(manet: Run, extracted: Path, shop: Path, model: Path) -> None:
+    before = checksums(extracted)
+    command = ("extract", "--catalog", shop / "catalog", "--model", model, "--out", extracted, "--part-rows", 16)
+    done = manet(*command, "--model-actors", 1)  # how, not what
+    assert "nothing to do" in done.stderr
+    assert summary_of(done)["rows"] > 0
+    assert checksums(extracted) == before
+
+
+def test_another_command_is_refused(manet: Run, extracted: Path, shop: Path, model: Path) -> None:
+    command = ("extract", "--catalog", shop / "catalog", "--model", model, "--out", extracted, "--part-rows", 16)
+    assert_refused(manet(*command, "--size", 64), 2, "--size was 0, now 64", "--overwrite")
+
+
+def test_s3_gets_the_same_bytes(manet: Run, extracted: Path, shop: Path, model: Path, s3_root: str) -> None:
+    out = f"{s3_root}/descriptors"
+    command = ("extract", "--catalog", shop / "catalog", "--model", model, "--out", out, "--part-rows", 16)
+    summary_of(manet(*command, "--decode-actors", 1, "--model-actors", 1))
+    assert checksums(out) == checksums(extracted)
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    extracted: Path, manet: Run, shop: Path, model: Path, tmp_path: Path
+) -> None:
+    """kill -9 of the driver as soon as a part is finished; finished parts are not redone, the end is the same."""
+    out = tmp_path / "descriptors"
+    command = ["extract", "--catalog", shop / "catalog", "--model", model, "--out", out, "--part-rows", 16]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "jobs", *map(str, command)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ},
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("receipts/*.json")):
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(2)  # actors that were writing notice that their driver is gone
+    assert not (out / "manifest.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("receipts/*.json")}
+    assert 0 < len(finished) < len(checksums(extracted))
+    done = manet(*command)
+    assert f"resuming: {len(finished)} of" in done.stderr
+    assert summary_of(done)["rejects"] == 0
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert checksums(out) == checksums(extracted)
+
+
+def test_a_damaged_part_is_made_again(extracted: Path, manet: Run, shop: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "descriptors"
+    shutil.copytree(extracted, out)
+    (out / "manifest.json").unlink()
+    part = out / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-50])
+    done = manet("extract", "--catalog", shop / "catalog", "--model", model, "--out", out, "--part-rows", 16)
+    assert summary_of(done)["rejects"] == 0
+    assert checksums(out) == checksums(extracted)
+
+
+def _spoiled(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A catalogue of 200 small pictures, 30 of them spoiled in six ways; and the reason for each of those."""
+    rng = np.random.default_rng(0)
+    reasons = {}
+    ids = [f"picture-{number:03d}" for number in range(200)]
+    animated = [Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)) for _ in range(3)]
+    for number, name in enumerate(ids):
+        path = folder / f"{name}.jpg"
+        Image.fromarray(rng.integers(0, 255, (40, 30, 3), np.uint8)).save(path)
+        way = number // 6 % 6 if number % 6 == 0 and number < 180 else None
+        if way == 0:
+            path.write_bytes(b"")
+        elif way == 1:
+            path.write_bytes(path.read_bytes()[:200])
+        elif way == 2:
+            path.write_text("this is no picture")
+        elif way == 3:
+            path.write_bytes(_png_header(60_000, 60_000) + PNG[33:])
+        elif way == 4:
+            animated[0].save(path, "GIF", save_all=True, append_images=animated[1:])
+        elif way == 5:
+            path.unlink()
+        if way is not None:
+            reasons[name] = ["empty", "truncated", "not_a_picture", "too_large", "animated", "missing"][way]
+    catalog = folder / "catalog.parquet"
+    pq.write_table(pa.table({"image_id": ids, "uri": [f"{name}.jpg" for name in ids]}), catalog)
+    assert len(reasons) == 30
+    return catalog, reasons
+
+
+def test_spoiled_pictures_are_rejects_with_their_reasons(manet: Run, model: Path, tmp_path: Path) -> None:
+    catalog, reasons = _spoiled(tmp_path)
+    strict = manet("extract", "--catalog", catalog, "--model", model, "--out", tmp_path / "strict", "--part-rows", 64)
+    assert_refused(strict, 1, "30 of 200", "--max-rejects")
+    assert len(list((tmp_path / "strict").glob("part-*.parquet"))) == 4  # everything else is saved
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+    loose = ("extract", "--catalog", catalog, "--model", model, "--out", tmp_path / "strict", "--part-rows", 64)
+    done = manet(*loose, "--max-rejects", 0.2)
+    assert "resuming: 4 of 4" in done.stderr
+    summary = summary_of(done)
+    assert (summary["rows"], summary["rejects"]) == (170, 30)
+    found = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "strict").glob("rejects-*.parquet")])
+    assert dict(zip(found["image_id"].to_pylist(), found["reason"].to_pylist(), strict=True)) == reasons
+    assert set(found["stage"].to_pylist()) == {"decode"}
+    described = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "strict").glob("part-*.parquet")])
+    assert not set(described["image_id"].to_pylist()) & set(reasons)

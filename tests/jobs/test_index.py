@@ -1,0 +1,115 @@
+"""`manet index`, `search`, `evaluate` and `compare` over one gallery."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from manet.metrics import retrieval_metrics
+from tests.conftest import Run
+from tests.jobs.helpers import assert_refused, checksums, summary_of
+
+STOCK = """
+import json, sys
+import faiss, numpy as np, pyarrow.parquet as pq
+index = faiss.read_index(sys.argv[1] + ".faiss")
+vectors = np.load(sys.argv[1] + ".refine.npy", mmap_mode="r")
+ids = pq.read_table(sys.argv[1] + ".ids.parquet")["image_id"]
+assert not {"ray", "manet", "jobs", "cluster", "torch"} & set(sys.modules)
+_, rows = index.search(np.asarray(vectors[:3], np.float32), 1)
+print(json.dumps([index.ntotal, len(vectors), len(ids), rows[:, 0].tolist()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def descriptors(manet: Run, shop: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Descriptors of the shop, in parts of 32."""
+    out = tmp_path_factory.mktemp("gallery") / "descriptors"
+    summary_of(manet("extract", "--catalog", shop / "catalog", "--model", model, "--out", out, "--part-rows", 32))
+    return out
+
+
+@pytest.fixture(scope="module")
+def index(manet: Run, descriptors: Path) -> Path:
+    """An index of two shards or more."""
+    out = descriptors.parent / "index"
+    done = manet("index", "--descriptors", descriptors, "--out", out, "--shard-rows", 40)
+    assert summary_of(done)["shards"] >= 2
+    return out
+
+
+def test_stock_faiss_opens_a_shard(index: Path) -> None:
+    for shard in sorted(index.glob("shard-*.faiss")):
+        command = [sys.executable, "-c", STOCK, str(shard.with_suffix(""))]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+        assert found[0] == found[1] == found[2] > 0
+        assert found[3] == [0, 1, 2]
+
+
+def test_a_small_gallery_is_flat_and_says_why(index: Path) -> None:
+    report = json.loads((index / "report.json").read_text())
+    assert report["factory"] == "Flat"
+    assert "train" in report["reason"]
+
+
+def test_a_quantized_index_is_the_same_twice(manet: Run, descriptors: Path, tmp_path: Path) -> None:
+    command = ("index", "--descriptors", descriptors, "--factory", "IVF4,PQ16x4", "--shard-rows", 40, "--out")
+    summary_of(manet(*command, tmp_path / "one"))
+    summary_of(manet(*command, tmp_path / "two", "--ray-cpus", 1))
+    assert checksums(tmp_path / "one", "index") == checksums(tmp_path / "two", "index")
+    refused = manet("index", "--descriptors", descriptors, "--factory", "IVFx", "--out", tmp_path / "three")
+    assert_refused(refused, 2, "--factory IVFx")
+
+
+def test_search_finds_each_gallery_picture(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
+    pictures = sorted((shop / "catalog" / "images").rglob("*.jpg"))[:3]
+    (tmp_path / "broken.jpg").write_text("no picture")
+    flags = [flag for path in [*pictures, tmp_path / "broken.jpg"] for flag in ("--picture", path)]
+    done = manet("search", "--index", index, *flags)
+    assert summary_of(done)["failed"] == 1
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for path, line in zip(pictures, lines, strict=False):
+        assert line["results"][0]["image_id"] == path.stem
+        assert line["results"][0]["score"] == pytest.approx(1, abs=2e-3)
+        assert len(line["results"]) == 7
+    assert "not_a_picture" in lines[3]["error"]
+    nothing = manet("search", "--index", index, "--picture", tmp_path / "broken.jpg")
+    assert nothing.returncode == 2
+    assert "none of the 1 could be used" in nothing.stderr
+
+
+def test_evaluate(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
+    done = manet("evaluate", "--index", index, "--queries", shop / "queries", "--out", tmp_path / "evaluation")
+    summary = summary_of(done)
+    rankings = pq.read_table(tmp_path / "evaluation" / "rankings.parquet")
+    queries = pq.read_table(next((shop / "queries").glob("queries-*.parquet")))
+    relevant = dict(zip(queries["query_id"].to_pylist(), queries["relevant"].to_pylist(), strict=True))
+    ranked = dict(zip(rankings["query_id"].to_pylist(), rankings["ranked"].to_pylist(), strict=True))
+    assert ranked.keys() == relevant.keys()
+    wanted = retrieval_metrics(ranked, relevant)
+    assert {key: summary[key] for key in wanted} == wanted
+    assert summary["map@7"] > 0.1  # chance is below 0.05
+
+
+def test_evaluate_wants_the_index_own_model(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
+    flags = ("--index", index, "--queries", shop / "queries", "--out", tmp_path / "out")
+    assert_refused(manet("evaluate", *flags, "--model", shop / "catalog"), 2, "holds a catalog, but a model")
+
+
+def test_compare_describes_as_extract_does(
+    manet: Run, descriptors: Path, model: Path, shop: Path, tmp_path: Path
+) -> None:
+    """One descriptor path: the column of the table is the descriptor of the gallery, bit for bit."""
+    command = ("compare", "--catalog", shop / "catalog", "--queries", shop / "queries", "--model", model)
+    done = manet(*command, "--part-rows", 32, "--out", tmp_path / "table")
+    rows = {(row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
+    assert len(rows) == 9
+    assert all(0 <= row["map@7"] <= 1 and row["map@7_low"] <= row["map@7_high"] for row in rows.values())
+    header = (tmp_path / "table" / "table.csv").read_text().splitlines()[0]
+    assert header.startswith("network,features,descriptor,map@7")
+    for path in sorted(descriptors.glob("part-*.parquet")):
+        other = pq.read_table(tmp_path / "table" / "trained" / "gallery" / path.name)
+        assert pq.read_table(path)["descriptor"].to_pylist() == other["descriptor_sr-mac"].to_pylist()
