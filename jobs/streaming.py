@@ -20,8 +20,9 @@ from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, Receipt, put_unit
 from cluster.errors import ClusterError, IntegrityError, JobFailedError
-from cluster.session import SessionConfig, cluster_cpus, quiet, ray_session, require_resources
+from cluster.session import SessionConfig, cluster_cpus, ray_session, require_resources
 from cluster.storage import Store
+from cluster.streams import configure_data
 from cluster.telemetry import Meter, say
 from jobs.config import deciding, how
 from jobs.inputs import Table, local_copy
@@ -221,13 +222,10 @@ def stream(
 ) -> Iterator[dict[str, Any]]:
     """Describe `todo` on the running session; yields the counts of each unit as it is done."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
 
-    quiet("ray.data")
+    configure_data()
     require_resources(cpus=config.model_cpus, gpus=config.model_gpus)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     decoders = config.decode_actors or cluster_cpus()
     models = config.model_actors or (_cluster_gpus() if config.model_gpus else cluster_cpus())
     rows = [{"index": unit.index, "start": unit.start, "stop": unit.stop} for unit in todo]

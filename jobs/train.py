@@ -149,8 +149,15 @@ def _train(
     with tempfile.TemporaryDirectory() as scratch:
         with Meter("train", plan.steps * (plan.saliency_epochs + plan.epochs), "steps") as meter:
             history = fit(plan, masks, f"{config.out.rstrip('/')}/checkpoints", Path(scratch), meter)
+        history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(init), *history])]
         (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
         files = ("model.safetensors", "config.json", "metrics.json")
         put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})
     last = history[-1] if history else {}
     return {"categories": len(names), "epochs": len(history), **{k: v for k, v in last.items() if k.startswith("val_")}}
+
+
+def _history(init: Artifact | None) -> list[dict[str, Any]]:
+    """The epochs that made the model to start from."""
+    parts = init.parts("metrics.json") if init else []
+    return json.loads(init.read(parts[0]))["history"] if init and parts else []

@@ -20,6 +20,7 @@ from cluster.artifact import Artifact
 from cluster.errors import JobFailedError
 from cluster.session import quiet
 from cluster.storage import arrow_filesystem
+from cluster.streams import configure_data
 from cluster.telemetry import Meter, say
 from jobs.inputs import fetch_weights, local_copy
 from jobs.parquet import read_parquet
@@ -82,8 +83,8 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
-    for name in ("ray.data", "ray.train"):
-        quiet(name)
+    configure_data()
+    quiet("ray.train")
     filesystem, path = arrow_filesystem(checkpoints)
     progress = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(

@@ -1,0 +1,117 @@
+"""`manet pipeline`, small: every stage for real, the report, and the second run."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.jobs.helpers import Done, assert_refused, summary_of
+
+pytestmark = pytest.mark.timeout(900)
+SMALL = (
+    "--size", 96, "--set", "train.pseudo_masks=classical", "--set", "train.train_size=64", "--set", "train.epochs=1",
+    "--set", "train.saliency_epochs=1", "--set", "report.shown=6",
+)  # fmt: skip
+
+
+def _command(shop: Path, out: Path) -> tuple[object, ...]:
+    return ("pipeline", "--catalog", shop / "catalog", "--queries", shop / "queries", "--out", out, *SMALL)
+
+
+@pytest.fixture(scope="module")
+def piped(manet: Run, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """The folder of a run, and how it went."""
+    out = tmp_path_factory.mktemp("piped") / "run"
+    return out, manet(*_command(shop, out), timeout=800)
+
+
+def test_it_ends_with_a_table_and_the_report(piped: tuple[Path, Done]) -> None:
+    out, done = piped
+    summary = summary_of(done)
+    assert list(summary["stage_seconds"]) == [
+        "fewshot", "pretrained", "model", "descriptors", "index", "evaluation", "comparison", "report",
+    ]  # fmt: skip
+    assert 0 < summary["map@7"] <= 1
+    last = done.stderr.splitlines()[-1]
+    assert last == f"report: {out}/report/report.html"
+    assert re.search(r"trained +attended +sr-mac", done.stderr)
+    assert "MAP@7" in done.stderr
+
+
+def test_training_says_its_epochs(piped: tuple[Path, Done]) -> None:
+    out, done = piped
+    assert "stage saliency" in done.stderr
+    assert "stage joint" in done.stderr
+    history = json.loads((out / "model" / "metrics.json").read_text())["history"]
+    assert [(row["epoch"], row["stage"]) for row in history] == [(0, "saliency"), (1, "joint")]
+    assert all(0 < row["dice_loss"] < 1 for row in history)
+    assert history[1]["cross_entropy"] > 0
+    config = json.loads((out / "model" / "config.json").read_text())
+    assert config["network"]["pictures"]["size"] == 96
+    assert len(config["categories"]) == config["network"]["classes"] > 10
+
+
+def test_the_two_stages_train_what_they_should(piped: tuple[Path, Done]) -> None:
+    """The saliency stage leaves the backbone alone, the joint stage moves both."""
+    import torch
+    from safetensors.torch import load_file
+
+    from manet.network import InitialWeights, NetworkConfig, initial
+
+    out, _ = piped
+    lite = "pip:efficientnet-lite0"
+    start = initial(NetworkConfig(), InitialWeights(backbone=lite, saliency=lite)).state_dict()
+    pretrained, trained = (load_file(out / name / "model.safetensors") for name in ("pretrained", "model"))
+    for name, value in start.items():
+        if name.startswith("backbone"):
+            assert torch.equal(pretrained[name], value), name
+    for branch in ("backbone", "saliency"):
+        weights = [name for name in start if name.startswith(branch) and name.endswith("weight")]
+        assert all(not torch.equal(trained[name], pretrained[name]) for name in weights)
+    assert any(not torch.equal(pretrained[name], start[name]) for name in start if name.startswith("saliency"))
+
+
+def test_the_second_run_only_looks(piped: tuple[Path, Done], manet: Run, shop: Path) -> None:
+    out, first = piped
+    page = (out / "report" / "report.html").read_bytes()
+    again = manet(*_command(shop, out))
+    assert summary_of(again)["map@7"] == summary_of(first)["map@7"]
+    assert again.stderr.count("nothing to do") >= 8
+    assert (out / "report" / "report.html").read_bytes() == page
+
+
+class _Page(HTMLParser):
+    """Collects addresses, pictures and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.classes: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.addresses += [value for key in ("src", "href") if (value := found.get(key))]
+        self.classes += (found.get("class") or "").split()
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data.strip())
+
+
+def test_the_report_stands_alone(piped: tuple[Path, Done]) -> None:
+    out, _ = piped
+    page = _Page()
+    page.feed((out / "report" / "report.html").read_text())
+    assert len(page.addresses) >= 6 * 9  # a query, its saliency map, seven answers
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert "MAP@7" in " ".join(page.words)
+    assert "hit" in page.classes
+
+
+def test_what_the_pipeline_decides_cannot_be_set(manet: Run) -> None:
+    for setting in ("train.init=x", "extract.out=x", "train.size=32"):
+        done = manet("pipeline", "--catalog", "x", "--queries", "y", "--out", "z", "--set", setting)
+        assert_refused(done, 2, "--set", "the pipeline itself decides")
