@@ -15,8 +15,9 @@ install: .venv/.installed
 
 # The whole way on a rendered catalogue: train, describe, index, search, evaluate, compare, report.
 demo: install
-	$(BIN)/manet render --products 320 --queries 120 --size 320 --out $(DEMO)/shop
-	$(BIN)/manet pipeline --catalog $(DEMO)/shop/catalog --queries $(DEMO)/shop/queries --size 320 --out $(DEMO)/run
+	$(BIN)/manet render --products 240 --queries 100 --size 320 --out $(DEMO)/shop
+	$(BIN)/manet pipeline --catalog $(DEMO)/shop/catalog --queries $(DEMO)/shop/queries --size 320 --out $(DEMO)/run \
+	  --set train.saliency_epochs=4 --set train.worker_cpus=1.75
 
 test: install
 	$(BIN)/python -m pytest

@@ -19,12 +19,12 @@ from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_
 from cluster.session import ray_session
 from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
-from jobs.inputs import open_model
+from jobs.inputs import fetch_weights, open_model
 from jobs.make import make
 from jobs.masks import MASK_CLAIM, build_masks
 from jobs.training import Plan, fit
 from manet.images import PictureConfig
-from manet.network import Attention, InitialWeights, NetworkConfig, TextSource
+from manet.network import Attention, InitialWeights, NetworkConfig, TextSource, initial
 
 
 class Config(JobConfig):
@@ -64,8 +64,10 @@ class Config(JobConfig):
     """Epochs of the joint stage."""
     batch_size: int = Field(default=32, ge=2)
     """Pictures of one step, over all workers together."""
+    saliency_lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of the saliency stage (AdamW, cosine): of the encoder; the decoder's is ten times that."""
     lr: float = Field(default=2e-4, gt=0)
-    """Peak learning rate of backbone and saliency branch (AdamW, cosine)."""
+    """Peak learning rate of the joint stage: of backbone and saliency branch."""
     head_lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of the classification head."""
     weight_decay: float = Field(default=1e-2, ge=0)
@@ -73,7 +75,7 @@ class Config(JobConfig):
     saliency_loss: float = Field(default=1.0, ge=0)
     """Lambda: weight of the saliency loss in the joint stage."""
     seed: int = Field(default=0, ge=0)
-    """Seed of initialisation and order (augmentation is random)."""
+    """Seed of initialisation, order and augmentation."""
     workers: int = how(1, ge=1)
     """Data-parallel training workers."""
     worker_cpus: float = how(1.0, gt=0)
@@ -92,11 +94,27 @@ def run(config: Config) -> dict[str, Any]:
 
     init = open_model(config.init) if config.init else None
 
+    categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))["categories"]
+    network, weights = _network(config, len(categories)), _weights(config)
+
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+        if init is None:
+            initial(network, weights, fetch_weights)  # a mistake in the flags is said now, not after the masks
         with ray_session(config):
             masks = _masks(config, fewshot)
-            summary = _train(config, fewshot, masks, init, writer)
-        return ["model"], summary
+            plan = Plan(
+                network=network,
+                weights=weights,
+                init=init,
+                train_rows=sum(part.rows for part in masks.parts("masks-train-")),
+                categories=tuple(category["name"] for category in categories),
+                **{
+                    name: getattr(config, name)
+                    for name in Plan.model_fields
+                    if name in Config.model_fields and name != "init"
+                },
+            )
+            return ["model"], _train(config, plan, masks, writer)
 
     inputs = {"fewshot": fewshot.as_input()} | ({"init": init.as_input()} if init else {})
     return make(config, "model", inputs, build)
@@ -111,50 +129,31 @@ def _masks(config: Config, fewshot: Artifact) -> Artifact:
     return open_artifact(uri, "masks")
 
 
-def _train(
-    config: Config, fewshot: Artifact, masks: Artifact, init: Artifact | None, writer: ArtifactWriter
-) -> dict[str, Any]:
-    categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))
-    names = tuple(category["name"] for category in categories["categories"])
-    network = NetworkConfig(
+def _network(config: Config, classes: int) -> NetworkConfig:
+    return NetworkConfig(
         backbone=config.backbone,
         text=config.text,
         attention=config.attention,
         text_source=config.text_source,
-        classes=len(names),
+        classes=classes,
         pictures=PictureConfig(size=config.size),
     )
-    plan = Plan(
-        network=network,
-        weights=InitialWeights(
-            backbone=config.backbone_weights, saliency=config.saliency_weights, text=config.text_weights
-        ),
-        init=init,
-        train_rows=sum(part.rows for part in masks.parts("masks-train-")),
-        categories=names,
-        train_size=config.train_size,
-        saliency_epochs=config.saliency_epochs,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        head_lr=config.head_lr,
-        weight_decay=config.weight_decay,
-        saliency_loss=config.saliency_loss,
-        seed=config.seed,
-        workers=config.workers,
-        worker_cpus=config.worker_cpus,
-        worker_gpus=config.worker_gpus,
-        retries=config.retries,
-    )
+
+
+def _weights(config: Config) -> InitialWeights:
+    return InitialWeights(backbone=config.backbone_weights, saliency=config.saliency_weights, text=config.text_weights)
+
+
+def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         with Meter("train", plan.steps * (plan.saliency_epochs + plan.epochs), "steps") as meter:
             history = fit(plan, masks, f"{config.out.rstrip('/')}/checkpoints", Path(scratch), meter)
-        history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(init), *history])]
+        history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(plan.init), *history])]
         (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
         files = ("model.safetensors", "config.json", "metrics.json")
         put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})
-    last = history[-1] if history else {}
-    return {"categories": len(names), "epochs": len(history), **{k: v for k, v in last.items() if k.startswith("val_")}}
+    validated = {key: value for key, value in history[-1].items() if key.startswith("val_")}
+    return {"categories": len(plan.categories), "epochs": len(history), **validated}
 
 
 def _history(init: Artifact | None) -> list[dict[str, Any]]:

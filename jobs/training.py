@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from manet.network import MANet
 
+DECODER_TIMES = 10  # how much faster the saliency decoder, which starts at random, learns than its pretrained encoder
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 
 
@@ -51,6 +52,7 @@ class Plan(BaseModel):
     saliency_epochs: int
     epochs: int
     batch_size: int
+    saliency_lr: float
     lr: float
     head_lr: float
     weight_decay: float
@@ -79,6 +81,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     Raises:
         JobFailedError: training failed more often than `plan.retries`.
     """
+    import ray.data
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
@@ -86,6 +89,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     configure_data()
     quiet("ray.train")
     filesystem, path = arrow_filesystem(checkpoints)
+    in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
     progress = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _loop,
@@ -103,6 +107,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
         datasets={split: _stream(masks, split, plan) for split in ("train", "val")},
+        dataset_config=ray.train.DataConfig(execution_options=in_order),
     )
     listener = threading.Thread(target=_listen, args=(progress, meter), daemon=True)
     listener.start()
@@ -133,10 +138,11 @@ def _listen(progress: Any, meter: Meter) -> None:  # noqa: ANN401 - ray.util.que
 def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
     """A Ray Data stream of one split: `pixels` [S, S, 3], `mask` [S, S], `label`; augmented for training."""
     import ray
+    from ray.data.expressions import random
 
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
-    rows = [{"part": part.name, "rows": part.rows} for part in parts]
-    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    stream = ray.data.from_items([{"part": part.name} for part in parts], override_num_blocks=len(parts))
+    return stream.with_column("draw", random(seed=plan.seed)).map_batches(  # other numbers in every epoch
         cast(Any, _decode), batch_size=1, fn_args=(masks, plan.train_size, split == "train"), num_cpus=DECODE_CPUS
     )
 
@@ -149,6 +155,7 @@ def _decode(batch: dict[str, Any], masks: Artifact, size: int, augment: bool) ->
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    torch.manual_seed(int(batch["draw"][0] * 2**53))
     part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
     pixels, grey, labels = [], [], []
     for row in read_parquet(masks.read(part)).to_pylist():
@@ -255,9 +262,13 @@ class _Stage:
             network.head.requires_grad_(not self._saliency_only)
         module = SaliencyStage(network) if self._saliency_only else JointStage(network)
         self._module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
-        groups = [{"params": network.saliency.parameters(), "lr": plan.lr * (5 if self._saliency_only else 1)}]
-        if not self._saliency_only:
-            groups.append({"params": network.backbone.parameters(), "lr": plan.lr})
+        if self._saliency_only:
+            groups = [
+                {"params": network.saliency.encoder.parameters(), "lr": plan.saliency_lr},
+                {"params": network.saliency.decoder_parameters(), "lr": plan.saliency_lr * DECODER_TIMES},
+            ]
+        else:
+            groups = [{"params": part.parameters(), "lr": plan.lr} for part in (network.saliency, network.backbone)]
             if network.head is not None:
                 groups.append({"params": network.head.parameters(), "lr": plan.head_lr})
         self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
@@ -270,7 +281,7 @@ class _Stage:
             self._network.backbone.eval()
         sums: dict[str, float] = {}
         count = 0
-        for index, batch in enumerate(self._batches(shard, shuffle=True)):
+        for index, batch in enumerate(self._batches(shard, shuffle_seed=self._plan.seed + epoch)):
             if index == self._steps:  # every worker takes the same number of steps, whatever its share
                 break
             self._schedule((epoch - self._first) * self._steps + index)
@@ -293,7 +304,7 @@ class _Stage:
         self._module.eval()
         rows, dice, right = 0, 0.0, 0
         with torch.inference_mode():
-            for batch in self._batches(shard, shuffle=False):
+            for batch in self._batches(shard):
                 saliency, logits = self._module(batch["pixels"])
                 mask = binarise_at_mean(_like(batch["mask"], saliency))
                 here = len(batch["label"])
@@ -306,13 +317,14 @@ class _Stage:
             {} if self._saliency_only else {"val_accuracy": round(right / rows, 5)}
         )
 
-    def _batches(self, shard: Any, *, shuffle: bool) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+    def _batches(self, shard: Any, shuffle_seed: int | None = None) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+        shuffle = shuffle_seed is not None
         yield from shard.iter_torch_batches(
             batch_size=self._batch,
             device=self._device,
             drop_last=shuffle and self._steps > 1,
             local_shuffle_buffer_size=self._batch * 8 if shuffle else None,
-            local_shuffle_seed=self._plan.seed if shuffle else None,
+            local_shuffle_seed=shuffle_seed,
         )
 
     def _losses(self, batch: dict[str, Any]) -> dict[str, Any]:

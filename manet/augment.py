@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MOVED = 0.5  # share of pictures whose product is put before another background
+MOVED = 0.3  # share of pictures whose product is put before another background
 
 
 @cache
@@ -34,7 +34,7 @@ def consumer_view(rgb: Array, mask: Array, other: Array) -> tuple[Array, Array]:
     Args:
         rgb: uint8 [S, S, 3].
         mask: grey saliency, uint8 [S, S].
-        other: another picture, uint8 [S, S, 3]: in half of the cases the product is moved before a blurred piece of it.
+        other: another picture, uint8 [S, S, 3]: in `MOVED` of the cases the product is moved before a blurred piece of it.
     """
     if torch.rand(()) < MOVED:
         rgb = _before(rgb, mask, other)

@@ -60,6 +60,10 @@ class SaliencyNet(nn.Module):
             top = self.merge[level](here + up)
         return torch.sigmoid(self.head(top).float())
 
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """All parameters but the encoder's."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
+
 
 def levels(encoder: nn.Module) -> list[tuple[int, int]]:
     """(channels, reduction) of each level of a timm feature pyramid."""

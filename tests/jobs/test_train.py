@@ -1,0 +1,88 @@
+"""`manet fewshot` and `manet train`: the split, the masks, and a run that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.artifact import open_artifact
+from tests.conftest import ROOT, Run
+from tests.jobs.helpers import assert_refused, checksums, summary_of
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def fewshot(manet: Run, shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shop's few-shot set."""
+    out = tmp_path_factory.mktemp("few") / "fewshot"
+    summary_of(manet("fewshot", "--catalog", shop / "catalog", "--out", out))
+    return out
+
+
+def test_the_split(fewshot: Path, manet: Run, shop: Path, tmp_path: Path) -> None:
+    train, val = pq.read_table(fewshot / "train-00000.parquet"), pq.read_table(fewshot / "val-00000.parquet")
+    assert not set(train["image_id"].to_pylist()) & set(val["image_id"].to_pylist())
+    assert 0.1 < val.num_rows / (train.num_rows + val.num_rows) < 0.35
+    categories = json.loads((fewshot / "categories.json").read_text())["categories"]
+    assert set(train["label"].to_pylist()) <= set(range(len(categories)))
+    counts = [row["pictures"] for row in categories]
+    assert sum(counts) == train.num_rows + val.num_rows
+    assert all(Path(uri).is_file() for uri in val["uri"].to_pylist())  # absolute
+    summary_of(manet("fewshot", "--catalog", shop / "catalog", "--out", tmp_path / "again"))
+    assert checksums(tmp_path / "again", "fewshot") == checksums(fewshot, "fewshot")
+    few = manet("fewshot", "--catalog", shop / "catalog", "--per-category", 2, "--out", tmp_path / "two")
+    assert summary_of(few)["train"] + summary_of(few)["val"] <= 2 * len(categories)
+
+
+def test_missing_weights_are_an_error(manet: Run, fewshot: Path, tmp_path: Path) -> None:
+    train = ("train", "--fewshot", fewshot, "--out", tmp_path / "model", "--pseudo-masks", "classical", "--epochs", 1)
+    done = manet(*train, "--size", 64, "--train-size", 64, "--backbone-weights", "/no/weights.safetensors")
+    assert_refused(done, 2, "weights /no/weights.safetensors", "no such file")
+    done = manet("train", "--fewshot", fewshot, "--out", tmp_path / "other", "--backbone", "resnet5000")
+    assert_refused(done, 2, "'resnet5000' is unknown")
+    assert not (tmp_path / "model" / "manifest.json").exists()
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(manet: Run, fewshot: Path, tmp_path: Path) -> None:
+    """kill -9 of the driver after the first epoch."""
+    out = tmp_path / "model"
+    command = ["train", "--fewshot", fewshot, "--out", out, "--pseudo-masks", "classical", "--size", 64]
+    command += ["--train-size", 64, "--saliency-epochs", 1, "--epochs", 2, "--batch-size", 16]
+    arguments = [sys.executable, "-m", "jobs", *map(str, command)]
+    silent = subprocess.DEVNULL
+    driver = subprocess.Popen(arguments, cwd=ROOT, stdout=silent, stderr=silent, env={**os.environ})
+    deadline = time.monotonic() + 240
+    while not (out / "checkpoints" / "run" / "checkpoint_manager_snapshot.json").exists():
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(3)
+    done = manet(*command, timeout=400)
+    assert summary_of(done)["epochs"] == 3
+    assert "epoch 0" not in done.stderr
+    assert "epoch 2" in done.stderr
+    history = json.loads((out / "metrics.json").read_text())["history"]
+    assert [(row["epoch"], row["stage"]) for row in history] == [(0, "saliency"), (1, "joint"), (2, "joint")]
+    model = open_artifact(str(out), "model")
+    assert {part.name for part in model.manifest.parts} == {"model.safetensors", "config.json", "metrics.json"}
+    model.verify()
+
+
+def test_the_same_command_trains_the_same_model(manet: Run, fewshot: Path, tmp_path: Path) -> None:
+    command = ["train", "--fewshot", fewshot, "--pseudo-masks", "classical", "--size", 64, "--train-size", 64]
+    command += ["--saliency-epochs", 1, "--epochs", 2, "--batch-size", 16, "--masks", tmp_path / "masks", "--out"]
+    for name in ("one", "two"):
+        summary_of(manet(*command, tmp_path / name, timeout=280))
+    assert checksums(tmp_path / "one", "model") == checksums(tmp_path / "two", "model")
+    other = summary_of(manet(*command, tmp_path / "three", "--seed", 1, timeout=280))
+    assert other["epochs"] == 3
+    assert checksums(tmp_path / "one", "model") != checksums(tmp_path / "three", "model")
