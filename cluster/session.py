@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -89,23 +89,38 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def require_resources(*, cpus: float, gpus: float) -> None:
-    """Refuse at once what no node of the running session can ever give.
+def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus: float = 0, flags: str) -> None:
+    """Refuse at once what the running session can never give, and would wait for without an end.
+
+    Args:
+        cpus: CPUs of one worker.
+        gpus: GPUs of one worker.
+        workers: how many there must be at once.
+        spare_cpus: CPUs that must be left beside them.
+        flags: what to lower, for the message.
 
     Raises:
-        BadInputError: no node has that many CPUs and GPUs (a cluster that scales up is asked nothing).
+        BadInputError: the nodes are too small or too few (of a cluster that may scale up nothing is asked).
     """
     import ray
 
     if os.environ.get("RAY_ADDRESS"):
         return
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        best = max((node.get("GPU", 0) for node in nodes), default=0)
+    room = sum(_fit(node, cpus, gpus) for node in nodes)
+    total_cpus, total_gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    if room < workers or total_cpus - workers * cpus < spare_cpus:
+        beside = f", and {spare_cpus:g} CPUs beside them" if spare_cpus else ""
         raise BadInputError(
-            f"a worker asks for {cpus:g} CPUs and {gpus:g} GPUs, but the largest node here has "
-            f"{max(node.get('CPU', 0) for node in nodes):g} CPUs and {best:g} GPUs; lower --model-cpus / --model-gpus"
+            f"{workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs are asked for{beside}, "
+            f"but this machine has {total_cpus:g} CPUs and {total_gpus:g} GPUs for Ray; lower {flags}"
         )
+
+
+def _fit(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Workers that one node has room for."""
+    counts = [node.get(name, 0) / each for name, each in (("CPU", cpus), ("GPU", gpus)) if each]
+    return int(min(counts)) if counts else 1
 
 
 def _first_line(error: BaseException) -> str:

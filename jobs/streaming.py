@@ -225,7 +225,7 @@ def stream(
     from ray.data import ActorPoolStrategy
 
     configure_data()
-    require_resources(cpus=config.model_cpus, gpus=config.model_gpus)
+    require_resources(cpus=config.model_cpus, gpus=config.model_gpus, flags="--model-cpus / --model-gpus")
     decoders = config.decode_actors or cluster_cpus()
     models = config.model_actors or (_cluster_gpus() if config.model_gpus else cluster_cpus())
     rows = [{"index": unit.index, "start": unit.start, "stop": unit.stop} for unit in todo]

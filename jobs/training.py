@@ -5,6 +5,7 @@ cross-entropy + lambda * Dice. Pictures come as a Ray Data stream that every epo
 the set. Every epoch ends with a checkpoint in the store; a run that lost a worker, or its driver, goes on from the newest.
 """
 
+import contextlib
 import json
 import math
 import tempfile
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.artifact import Artifact
 from cluster.errors import JobFailedError
-from cluster.session import quiet
+from cluster.session import quiet, require_resources
 from cluster.storage import arrow_filesystem
 from cluster.streams import configure_data
 from cluster.telemetry import Meter, say
@@ -82,12 +83,20 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
         JobFailedError: training failed more often than `plan.retries`.
     """
     import ray.data
+    import ray.exceptions
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
     configure_data()
     quiet("ray.train")
+    require_resources(
+        cpus=plan.worker_cpus,
+        gpus=plan.worker_gpus,
+        workers=plan.workers,
+        spare_cpus=DECODE_CPUS,
+        flags="--workers / --worker-cpus / --worker-gpus",
+    )
     filesystem, path = arrow_filesystem(checkpoints)
     in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
     progress = Queue(actor_options={"num_cpus": 0})
@@ -114,9 +123,10 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     try:
         result = trainer.fit()
     finally:
-        progress.put(None)
-        listener.join(10)
-        progress.shutdown()
+        with contextlib.suppress(ray.exceptions.RayError):  # it is gone with a session that was stopped
+            progress.put(None)
+            listener.join(10)
+            progress.shutdown()
     if result.error is not None or result.checkpoint is None:
         raise JobFailedError(f"training failed: {result.error or 'no epoch was finished'}")
     with result.checkpoint.as_directory() as folder:
@@ -128,11 +138,14 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
 
 def _listen(progress: Any, meter: Meter) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily
     """On the driver: steps done in all, and the figures of finished epochs, until None comes."""
-    while (news := progress.get()) is not None:
-        if isinstance(news, int):
-            meter.advance(news - meter.done)
-        else:
-            say("train: " + ", ".join(f"{name} {value}" for name, value in news.items()))
+    import ray.exceptions
+
+    with contextlib.suppress(ray.exceptions.RayError):  # the session was stopped
+        while (news := progress.get()) is not None:
+            if isinstance(news, int):
+                meter.advance(news - meter.done)
+            else:
+                say("train: " + ", ".join(f"{name} {value}" for name, value in news.items()))
 
 
 def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
@@ -142,7 +155,9 @@ def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - r
 
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
     stream = ray.data.from_items([{"part": part.name} for part in parts], override_num_blocks=len(parts))
-    return stream.with_column("draw", random(seed=plan.seed)).map_batches(  # other numbers in every epoch
+    return stream.with_column(
+        "draw", random(seed=plan.seed), num_cpus=DECODE_CPUS
+    ).map_batches(  # other numbers in every epoch
         cast(Any, _decode), batch_size=1, fn_args=(masks, plan.train_size, split == "train"), num_cpus=DECODE_CPUS
     )
 
