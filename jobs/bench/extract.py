@@ -1,8 +1,8 @@
-"""Rates of this installation against the machine's own ceiling.
+"""`bench extract`: the extraction job against the bare model.
 
   manet bench extract --model run/model --catalog shop/catalog --pictures 512
 
-`extract`: pictures a second of the job (fetch, decode, describe, write) over those of the bare model on decoded pictures in
+Pictures a second of the job (fetch, decode, describe, write) over those of the bare model on decoded pictures in
 memory, in the same run, with the same number of model workers and threads. The job's rate is that of its steady state:
 from the first finished part to the last one; its start-up is reported apart.
 """
@@ -100,5 +100,3 @@ def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dic
     first, last = marks[0], marks[-1]
     return {"rate": (last[1] - first[1]) / (last[0] - first[0]), "start_up": first[0] - started}
 
-
-COMMANDS = {"extract": (Config, run)}
