@@ -17,7 +17,7 @@ install: .venv/.installed
 demo: install
 	$(BIN)/manet render --products 240 --queries 100 --size 320 --out $(DEMO)/shop
 	$(BIN)/manet pipeline --catalog $(DEMO)/shop/catalog --queries $(DEMO)/shop/queries --size 320 --out $(DEMO)/run \
-	  --set train.saliency_epochs=3 --set train.worker_cpus=1.75
+	  --set train.saliency_epochs=3
 
 test: install
 	$(BIN)/python -m pytest

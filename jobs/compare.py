@@ -4,7 +4,9 @@
 
 One pass over the pictures for each network: its feature maps are computed once and pooled in many ways, before attention
 (`backbone`, F) and after it (`attended`, X~). Answers come from exact search, so the table compares descriptors and nothing
-else. Writes OUT/NETWORK/{gallery,queries} (resumable, as `extract`), `table.json` and `table.csv`.
+else. `behind` says by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same queries, with the 95%
+bootstrap interval of that paired difference. Writes OUT/NETWORK/{gallery,queries} (resumable, as `extract`), `table.json`
+and `table.csv`.
 """
 
 import csv
@@ -26,7 +28,7 @@ from jobs.parquet import read_parquet
 from jobs.querying import relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.exact import exact_search
-from manet.metrics import drop_self, retrieval_metrics
+from manet.metrics import drop_self, paired_interval, retrieval_metrics
 from manet.pooling import DescriptorName
 from manet.tables import descriptors_to_numpy
 
@@ -34,12 +36,20 @@ DESCRIPTORS: tuple[DescriptorName, ...] = (
     "spoc@backbone",
     "mac@backbone",
     "gem@backbone",
+    "crow@backbone",
     "r-mac@backbone",
+    "ra-mac@backbone",
+    "grmac@backbone",
     "spoc",
     "mac",
     "gem",
+    "crow",
     "r-mac",
+    "r-mac-global",
+    "ra-mac",
+    "grmac",
     "sr-mac",
+    "sr-mac-as-printed",
 )
 COLUMNS = (
     "network",
@@ -51,6 +61,9 @@ COLUMNS = (
     "map@7_standard",
     "recall@1",
     "recall@7",
+    "behind",
+    "behind_low",
+    "behind_high",
 )
 
 
@@ -88,6 +101,7 @@ def _build(
 ) -> tuple[list[str], dict[str, Any]]:
     relevant = relevant_ids(queries)
     rows: list[dict[str, Any]] = []
+    rankings: list[dict[str, list[str]]] = []
     for network, model in models.items():
         tables = {"gallery": gallery, "queries": queries}
         described = {name: _describe(config, network, name, table, model) for name, table in tables.items()}
@@ -96,12 +110,24 @@ def _build(
             scores = retrieval_metrics({query: ranked.get(query, []) for query in relevant}, relevant, k=config.k)
             pooling, _, source = descriptor.partition("@")
             rows.append({"network": network, "features": source or "attended", "descriptor": pooling, **scores})
+            rankings.append(ranked)
+    _add_distance_behind(rows, rankings, relevant, config.k)
     blobs = {
         "table.json": Blob(data=json.dumps(rows, indent=1).encode(), rows=len(rows)),
         "table.csv": Blob(data=_csv(rows), rows=len(rows)),
     }
     put_unit(writer.store, "table", blobs)
     return ["table"], {"table": [{key: row[key] for key in COLUMNS if key in row} for row in rows]}
+
+
+def _add_distance_behind(
+    rows: list[dict[str, Any]], rankings: list[dict[str, list[str]]], relevant: dict[str, list[str]], k: int
+) -> None:
+    """To each row: by how much MANet's SR-MAC (the last network's) is ahead of it on the same queries, and the 95% interval."""
+    own = max(i for i, row in enumerate(rows) if (row["features"], row["descriptor"]) == ("attended", "sr-mac"))
+    for row, ranked in zip(rows, rankings, strict=True):
+        names = ("behind", "behind_low", "behind_high")
+        row |= dict(zip(names, (round(x, 6) for x in paired_interval(rankings[own], ranked, relevant, k)), strict=True))
 
 
 def _describe(config: Config, network: str, name: str, table: Table, model: Artifact) -> Artifact:

@@ -93,12 +93,17 @@ def _build(
 
 def table_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The comparison as lines of text: network and features, descriptor, MAP@7, recall@1."""
-    heads = ("network", "features", "descriptor", "MAP@7", "recall@1")
+    heads = ("network", "features", "descriptor", "MAP@7", "recall@1", "SR-MAC ahead by")
     cells = [heads] + [
-        (r["network"], r["features"], r["descriptor"], f"{r['map@7']:.3f}", f"{r['recall@1']:.3f}") for r in rows
+        (r["network"], r["features"], r["descriptor"], f"{r['map@7']:.3f}", f"{r['recall@1']:.3f}", _ahead(r))
+        for r in rows
     ]
     widths = [max(len(str(row[column])) for row in cells) for column in range(len(heads))]
     return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def _ahead(row: dict[str, Any]) -> str:
+    return f"{row['behind']:+.3f} ({row['behind_low']:+.3f} to {row['behind_high']:+.3f})"
 
 
 def _curves(history: Sequence[dict[str, Any]]) -> str:
@@ -109,7 +114,8 @@ def _curves(history: Sequence[dict[str, Any]]) -> str:
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] + 1 for row in history]
     for key, label in (("dice_loss", "saliency (Dice), train"), ("val_dice_loss", "saliency (Dice), validation"),
-                       ("cross_entropy", "classes (cross-entropy), train")):  # fmt: skip
+                       ("cross_entropy", "classes (cross-entropy), train"),
+                       ("instance_loss", "instances (NT-Xent), train")):  # fmt: skip
         points = [(epoch, row[key]) for epoch, row in zip(epochs, history, strict=True) if key in row]
         if points:
             left.plot(*zip(*points, strict=True), marker="o", label=label)

@@ -3,9 +3,10 @@
   manet train --fewshot s3://shop/fewshot --out s3://shop/model --workers 8 --worker-gpus 1
 
 Reads a few-shot set. First writes OUT/masks (the pictures' pseudo-saliency masks, an artifact of its own), then trains the
-saliency branch alone on Dice, then backbone and saliency branch together on cross-entropy + lambda * Dice; the text branch
-is frozen. Checkpoints go to OUT/checkpoints after every epoch; the same command again goes on from the newest. Writes
-`model.safetensors`, `config.json` and `metrics.json`.
+saliency branch alone on Dice, then backbone and saliency branch together on cross-entropy + lambda * Dice, and on an
+instance loss over two views of every picture; the text branch is frozen, and so are the pretrained parts' batch statistics.
+Checkpoints go to OUT/checkpoints after every epoch; the same command again goes on from the newest, --overwrite drops them.
+Writes `model.safetensors`, `config.json` and `metrics.json`.
 """
 
 import json
@@ -16,13 +17,15 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.errors import BadInputError
 from cluster.session import ray_session
 from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
-from jobs.inputs import fetch_weights, open_model
+from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
 from jobs.masks import MASK_CLAIM, build_masks
-from jobs.training import Plan, fit
+from jobs.training import Plan, default_cpus, fit
+from manet.checkpoint import read_config
 from manet.images import PictureConfig
 from manet.network import Attention, InitialWeights, NetworkConfig, TextSource, initial
 
@@ -37,7 +40,7 @@ class Config(JobConfig):
     masks: str = ""
     """Folder of the pseudo-saliency masks, made there unless they are; default: OUT/masks."""
     init: str = ""
-    """Model artifact to start from, in place of the pretrained weights (its network is kept, its head too if it fits)."""
+    """Model artifact to start from, in place of pretrained weights: its network is kept, its head too if it fits."""
     backbone: str = "efficientnet-lite0"
     """Network of the backbone: efficientnet-lite0, or a name that timm knows (resnet50, vgg16, densenet121, ...)."""
     backbone_weights: str = "pip:efficientnet-lite0"
@@ -74,12 +77,15 @@ class Config(JobConfig):
     """AdamW's weight decay."""
     saliency_loss: float = Field(default=1.0, ge=0)
     """Lambda: weight of the saliency loss in the joint stage."""
+    instance_loss: float = Field(default=1.0, ge=0)
+    """Weight of the instance loss in the joint stage (two views of a picture against all others of the batch); 0: off."""
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation, order and augmentation."""
     workers: int = how(1, ge=1)
     """Data-parallel training workers."""
-    worker_cpus: float = how(1.0, gt=0)
-    """CPUs of one training worker; it computes on as many threads, rounded up. Leave a quarter for decoding."""
+    worker_cpus: float = how(0.0, ge=0)
+    """CPUs of one training worker; it computes on as many threads, rounded up. 0: with GPUs 1, else an equal share of all
+    CPUs, less a quarter of one that decoding needs."""
     worker_gpus: float = how(0.0, ge=0)
     """GPUs of one training worker; 0: it runs on the CPU."""
     retries: int = how(3, ge=0)
@@ -95,11 +101,11 @@ def run(config: Config) -> dict[str, Any]:
     init = open_model(config.init) if config.init else None
 
     categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))["categories"]
-    network, weights = _network(config, len(categories)), _weights(config)
+    network, weights = _network(config, init, len(categories)), _weights(config)
+    if init is None:
+        initial(network, weights, fetch_weights)  # a mistake in the flags is said before the folder is claimed
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
-        if init is None:
-            initial(network, weights, fetch_weights)  # a mistake in the flags is said now, not after the masks
         with ray_session(config):
             masks = _masks(config, fewshot)
             plan = Plan(
@@ -111,8 +117,9 @@ def run(config: Config) -> dict[str, Any]:
                 **{
                     name: getattr(config, name)
                     for name in Plan.model_fields
-                    if name in Config.model_fields and name != "init"
+                    if name in Config.model_fields and name not in {"init", "worker_cpus"}
                 },
+                worker_cpus=config.worker_cpus or default_cpus(config.workers, config.worker_gpus),
             )
             return ["model"], _train(config, plan, masks, writer)
 
@@ -129,14 +136,31 @@ def _masks(config: Config, fewshot: Artifact) -> Artifact:
     return open_artifact(uri, "masks")
 
 
-def _network(config: Config, classes: int) -> NetworkConfig:
+def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConfig:
+    """The network to train: that of `init` for as many classes, or what the flags say.
+
+    Raises:
+        BadInputError: a flag that names another network than that of --init.
+    """
+    pictures = PictureConfig(size=config.size)
+    if init is not None:
+        theirs = read_config(local_copy(init, "config.json")).network
+        for name in ("backbone", "text"):
+            if name in config.model_fields_set and getattr(config, name) != getattr(theirs, name):
+                raise BadInputError(
+                    f"--{name} {getattr(config, name)}: the model of --init has {getattr(theirs, name)}; leave the flag out"
+                )
+        chosen = {
+            name: getattr(config, name) for name in ("attention", "text_source") if name in config.model_fields_set
+        }
+        return theirs.model_copy(update=chosen | {"classes": classes, "pictures": pictures})
     return NetworkConfig(
         backbone=config.backbone,
         text=config.text,
         attention=config.attention,
         text_source=config.text_source,
         classes=classes,
-        pictures=PictureConfig(size=config.size),
+        pictures=pictures,
     )
 
 
@@ -145,9 +169,15 @@ def _weights(config: Config) -> InitialWeights:
 
 
 def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) -> dict[str, Any]:
+    if config.overwrite:
+        for entry in list(writer.store.list("checkpoints/")):
+            writer.store.delete(entry.name)
+    checkpoints = (
+        f"{config.out.rstrip('/')}/checkpoints/{writer.claim.sha256[:16]}"  # another command's are never taken up
+    )
     with tempfile.TemporaryDirectory() as scratch:
         with Meter("train", plan.steps * (plan.saliency_epochs + plan.epochs), "steps") as meter:
-            history = fit(plan, masks, f"{config.out.rstrip('/')}/checkpoints", Path(scratch), meter)
+            history = fit(plan, masks, checkpoints, Path(scratch), meter)
         history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(plan.init), *history])]
         (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
         files = ("model.safetensors", "config.json", "metrics.json")

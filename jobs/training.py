@@ -1,8 +1,9 @@
 """Data-parallel training of MANet on Ray Train: what runs on the driver (`fit`) and on every worker (`_loop`).
 
 Two stages (METHOD.md "Training"): the saliency branch alone on Dice, then backbone and saliency branch together on
-cross-entropy + lambda * Dice. Pictures come as a Ray Data stream that every epoch decodes and augments anew; no worker holds
-the set. Every epoch ends with a checkpoint in the store; a run that lost a worker, or its driver, goes on from the newest.
+cross-entropy + lambda * Dice + an instance loss over two views of every picture. Pictures come as a Ray Data stream that
+every epoch decodes and augments anew; no worker holds the set. Every epoch ends with a checkpoint in the store; a run that
+lost a worker, or its driver, goes on from the newest.
 """
 
 import contextlib
@@ -18,15 +19,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.artifact import Artifact
-from cluster.errors import JobFailedError
-from cluster.session import quiet, require_resources
+from cluster.errors import ClusterError, JobFailedError
+from cluster.session import cluster_cpus, quiet, require_resources
 from cluster.storage import arrow_filesystem
 from cluster.streams import configure_data
 from cluster.telemetry import Meter, say
 from jobs.inputs import fetch_weights, local_copy
 from jobs.parquet import read_parquet
 from jobs.pictures import load_picture
-from manet.errors import PictureError
+from manet.errors import ManetError, PictureError
 from manet.images import PictureConfig
 from manet.network import InitialWeights, NetworkConfig
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from manet.network import MANet
 
 DECODER_TIMES = 10  # how much faster the saliency decoder, which starts at random, learns than its pretrained encoder
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36), "MALLOC_ARENA_MAX": "1"}
+"""glibc returns every large tensor to the kernel and asks for it again at the next layer; so it keeps them."""
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 
 
@@ -58,6 +61,7 @@ class Plan(BaseModel):
     head_lr: float
     weight_decay: float
     saliency_loss: float
+    instance_loss: float
     seed: int
     workers: int
     worker_cpus: float
@@ -69,9 +73,19 @@ class Plan(BaseModel):
         """Steps of one epoch."""
         return max(1, math.ceil(self.train_rows / (max(1, self.batch_size // self.workers) * self.workers)))
 
+    @property
+    def views(self) -> int:
+        """Augmented views of a training picture in one batch: two where the instance loss compares them."""
+        return 2 if self.instance_loss > 0 and self.epochs > 0 else 1
+
     def stage(self, epoch: int) -> str:
         """`saliency` or `joint`."""
         return "saliency" if epoch < self.saliency_epochs else "joint"
+
+
+def default_cpus(workers: int, gpus: float) -> float:
+    """CPUs of a training worker where nobody says: 1 beside a GPU, else an equal share of what decoding leaves."""
+    return 1.0 if gpus else max(0.5, (cluster_cpus() - DECODE_CPUS) / workers)
 
 
 def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter) -> list[dict[str, Any]]:
@@ -86,6 +100,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     import ray.exceptions
     import ray.train
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
 
     configure_data()
@@ -108,8 +123,9 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             use_gpu=plan.worker_gpus > 0,
             resources_per_worker={"CPU": plan.worker_cpus} | ({"GPU": plan.worker_gpus} if plan.worker_gpus else {}),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=cast(Any, ray.train.RunConfig)(  # its types are those of Ray Train's first version
             name="run",
+            worker_runtime_env={"env_vars": KEEP_MEMORY},
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=plan.retries),
@@ -122,6 +138,8 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     listener.start()
     try:
         result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
     finally:
         with contextlib.suppress(ray.exceptions.RayError):  # it is gone with a session that was stopped
             progress.put(None)
@@ -134,6 +152,20 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             (into / name).write_bytes((Path(folder) / name).read_bytes())
         history: list[dict[str, Any]] = json.loads((Path(folder) / "history.json").read_text())
     return history
+
+
+def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptions.TrainingFailedError, imported lazily
+    """What ended training, in one line: the first failed worker's own error where it has one."""
+    failures = getattr(error, "worker_failures", None) or {}
+    first = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
+    first = getattr(first, "cause", None) or first
+    if isinstance(first, (ClusterError, ManetError)):
+        return first
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
+    worker = f"worker {min(failures)}: " if failures else ""
+    return JobFailedError(
+        f"training failed: {worker}{lines[-1][:300]}; the same command goes on from the newest checkpoint"
+    )
 
 
 def _listen(progress: Any, meter: Meter) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily
@@ -149,7 +181,9 @@ def _listen(progress: Any, meter: Meter) -> None:  # noqa: ANN401 - ray.util.que
 
 
 def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
-    """A Ray Data stream of one split: `pixels` [S, S, 3], `mask` [S, S], `label`; augmented for training."""
+    """A Ray Data stream of one split: `pixels` [V, S, S, 3], `mask` [V, S, S], `label`; V augmented views for training, else
+    the picture as it is.
+    """
     import ray
     from ray.data.expressions import random
 
@@ -158,15 +192,16 @@ def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - r
     return stream.with_column(
         "draw", random(seed=plan.seed), num_cpus=DECODE_CPUS
     ).map_batches(  # other numbers in every epoch
-        cast(Any, _decode), batch_size=1, fn_args=(masks, plan.train_size, split == "train"), num_cpus=DECODE_CPUS
+        cast(Any, _decode),
+        batch_size=1,
+        fn_args=(masks, plan.train_size, plan.views if split == "train" else 0),
+        num_cpus=DECODE_CPUS,
     )
 
 
-def _decode(batch: dict[str, Any], masks: Artifact, size: int, augment: bool) -> dict[str, Any]:
+def _decode(batch: dict[str, Any], masks: Artifact, size: int, views: int) -> dict[str, Any]:
     import cv2
     import torch
-
-    from manet.augment import consumer_view
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -181,11 +216,25 @@ def _decode(batch: dict[str, Any], masks: Artifact, size: int, augment: bool) ->
         mask = cv2.imdecode(np.frombuffer(row["mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
         grey.append(cv2.resize(mask, (size, size)))
         labels.append(row["label"])
-    if augment:
-        others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
-        views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
-        pixels, grey = [picture for picture, _ in views], [mask for _, mask in views]
-    return {"pixels": np.stack(pixels), "mask": np.stack(grey), "label": np.array(labels, np.int64)}
+    kinds = [(np.stack(pixels), np.stack(grey))]
+    if views:
+        kinds = [_augmented(pixels, grey) for _ in range(views)]
+    return {
+        "pixels": np.stack([pictures for pictures, _ in kinds], 1),
+        "mask": np.stack([masks for _, masks in kinds], 1),
+        "label": np.array(labels, np.int64),
+    }
+
+
+def _augmented(pixels: list[Any], grey: list[Any]) -> tuple[Any, Any]:
+    """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]."""
+    import torch
+
+    from manet.augment import consumer_view
+
+    others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
+    views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
+    return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -227,10 +276,17 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]]]:
     if plan.init is None:
         return initial(plan.network, plan.weights, fetch_weights), []
     network = MANet(plan.network)
-    source = load_model(local_copy(plan.init))
-    tensors = {**network.state_dict(), **source.state_dict()}
-    load_into(network, tensors, plan.init.uri, strict=False)
+    own = network.state_dict()
+    source = load_model(local_copy(plan.init)).state_dict()
+    fits = {
+        name: value for name, value in source.items() if not name.startswith("head.") or _fits(value, own.get(name))
+    }
+    load_into(network, {**own, **fits}, plan.init.uri, strict=False)
     return network, []
+
+
+def _fits(value: "torch.Tensor", place: "torch.Tensor | None") -> bool:
+    return place is not None and value.shape == place.shape
 
 
 def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]]) -> None:
@@ -291,9 +347,10 @@ class _Stage:
 
     def train_epoch(self, epoch: int, shard: Any, tell: Callable[[Any], None]) -> dict[str, float]:  # noqa: ANN401
         """One pass over this worker's share (a ray.data.DataIterator); mean losses. `tell` hears of every step."""
+        from manet.network import freeze_statistics
+
         self._module.train()
-        if self._saliency_only:
-            self._network.backbone.eval()
+        freeze_statistics(self._network)
         sums: dict[str, float] = {}
         count = 0
         for index, batch in enumerate(self._batches(shard, shuffle_seed=self._plan.seed + epoch)):
@@ -320,7 +377,7 @@ class _Stage:
         rows, dice, right = 0, 0.0, 0
         with torch.inference_mode():
             for batch in self._batches(shard):
-                saliency, logits = self._module(batch["pixels"])
+                saliency, logits, _ = self._module(batch["pixels"])
                 mask = binarise_at_mean(_like(batch["mask"], saliency))
                 here = len(batch["label"])
                 dice += float(dice_loss(saliency[:, 0], mask)) * here
@@ -334,25 +391,36 @@ class _Stage:
 
     def _batches(self, shard: Any, shuffle_seed: int | None = None) -> Iterator[dict[str, Any]]:  # noqa: ANN401
         shuffle = shuffle_seed is not None
-        yield from shard.iter_torch_batches(
+        for batch in shard.iter_torch_batches(
             batch_size=self._batch,
             device=self._device,
             drop_last=shuffle and self._steps > 1,
             local_shuffle_buffer_size=self._batch * 8 if shuffle else None,
             local_shuffle_seed=shuffle_seed,
-        )
+        ):
+            views = batch["pixels"].shape[1]  # side by side: view v of picture b is row b * V + v
+            yield {
+                "pixels": batch["pixels"].flatten(0, 1),
+                "mask": batch["mask"].flatten(0, 1),
+                "label": batch["label"].long().repeat_interleave(views),
+            }
 
     def _losses(self, batch: dict[str, Any]) -> dict[str, Any]:
         from torch.nn import functional as F
 
-        from manet.losses import binarise_at_mean, dice_loss
+        from manet.losses import binarise_at_mean, dice_loss, instance_loss
 
-        saliency, logits = self._module(batch["pixels"])
+        saliency, logits, descriptors = self._module(batch["pixels"])
         dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
         if self._saliency_only:
             return {"loss": dice, "dice_loss": dice}
-        entropy = F.cross_entropy(logits, batch["label"].long())
-        return {"loss": entropy + self._plan.saliency_loss * dice, "dice_loss": dice, "cross_entropy": entropy}
+        entropy = F.cross_entropy(logits, batch["label"])
+        losses = {"dice_loss": dice, "cross_entropy": entropy}
+        total = entropy + self._plan.saliency_loss * dice
+        if self._plan.views == 2:
+            losses["instance_loss"] = instance_loss(descriptors.unflatten(0, (-1, 2)))
+            total = total + self._plan.instance_loss * losses["instance_loss"]
+        return {"loss": total, **losses}
 
     def _schedule(self, step: int) -> None:
         """Cosine from the peak to 0 over the stage, after a warm-up of a twentieth of it."""

@@ -43,11 +43,30 @@ class Backbone(nn.Module):
         super().__init__()
         self.net = create(name, num_classes=0, global_pool="")
         self.normalise = Normalise(*mean_std(name, self.net))
-        self.channels = int(cast(Any, self.net).num_features)
+        self.channels = _channels(name, self.net)
 
     def forward(self, rgb: Tensor) -> Tensor:
         """F of a batch."""
         return torch.relu(cast(Any, self.net).forward_features(self.normalise(rgb)))
+
+
+def _channels(name: str, net: nn.Module) -> int:
+    """K, found by a small picture: `num_features` is the classifier's input, which for VGG is not F's depth.
+
+    Raises:
+        InputError: the network ends in no feature map [B, K, H, W].
+    """
+    if hasattr(net, "pre_logits"):
+        net.pre_logits = nn.Identity()  # VGG's two large layers between F and its classifier
+    training = net.training
+    with torch.no_grad():
+        f = cast(Any, net.eval()).forward_features(torch.zeros(1, 3, 64, 64))
+    net.train(training)
+    if f.dim() != 4 or f.shape[2] != f.shape[3]:
+        raise InputError(
+            f"backbone {name!r} ends in {tuple(f.shape)}, not in a feature map [B, K, H, W]; use a convolutional one"
+        )
+    return int(f.shape[1])
 
 
 def create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own options

@@ -1,10 +1,13 @@
-"""The saliency loss and the binary maps that it and SR-MAC use.
+"""The saliency loss, the binary maps that it and SR-MAC use, and the instance loss.
 
-Shape letters: B pictures, H x W cells or pixels. Source: METHOD.md "Training", equation 1.
+Shape letters: B pictures, V views, C channels, H x W cells or pixels. Source: METHOD.md "Training", equation 1.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+TEMPERATURE = 0.1  # of the instance loss
 
 
 def binarise_at_mean(map_BHW: Tensor) -> Tensor:
@@ -34,3 +37,25 @@ def dice_loss(predicted_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
     empty_B = total_B == 0
     score_B = 2 * overlap_B / torch.where(empty_B, torch.ones_like(total_B), total_B)
     return 1 - torch.where(empty_B, torch.ones_like(score_B), score_B).mean()
+
+
+def instance_loss(descriptor_BVC: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Normalised temperature-scaled cross-entropy over views (NT-Xent, Chen et al. 2020, SimCLR), a scalar.
+
+    Each view shall be nearer to the other view of its own picture than to any view of another picture.
+
+    Args:
+        descriptor_BVC: unit-length descriptors, [B, 2, C].
+        temperature: divides the similarities.
+
+    Raises:
+        ValueError: not two views.
+    """
+    pictures, views, channels = descriptor_BVC.shape
+    if views != 2:
+        raise ValueError(f"{views} views of a picture; the instance loss compares 2")
+    flat = descriptor_BVC.reshape(pictures * views, channels).float()
+    similarity = flat @ flat.T / temperature
+    itself = torch.eye(len(flat), dtype=torch.bool, device=flat.device)
+    other_view = torch.arange(len(flat), device=flat.device) ^ 1
+    return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), other_view)

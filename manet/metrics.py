@@ -70,6 +70,29 @@ def retrieval_metrics(
     }
 
 
+def paired_interval(
+    ranked: Mapping[str, Sequence[str]],
+    other: Mapping[str, Sequence[str]],
+    relevant: Mapping[str, Collection[str]],
+    k: int = 7,
+) -> tuple[float, float, float]:
+    """MAP@k of `ranked` less that of `other` over the same queries: the mean, and its 95% bootstrap interval.
+
+    Args:
+        ranked, other: query id -> its answers, best first.
+        relevant: query id -> the ids that answer it.
+        k: answers that are looked at.
+    """
+    differences = np.array(
+        [
+            average_precision(ranked.get(query, ()), set(ids), k) - average_precision(other.get(query, ()), set(ids), k)
+            for query, ids in relevant.items()
+        ]
+    )
+    low, high = bootstrap_interval(differences)
+    return float(differences.mean()), low, high
+
+
 def bootstrap_interval(scores: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of the mean over resampled queries, seeded."""
     rng = np.random.default_rng(seed)

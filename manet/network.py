@@ -15,6 +15,7 @@ from manet.backbone import Backbone, load_pretrained
 from manet.errors import WeightsError
 from manet.images import PictureConfig
 from manet.losses import binarise_at_mean
+from manet.pooling import sr_mac
 from manet.saliency import SaliencyNet
 from manet.text import East
 from manet.weights import Fetch, load_into, read_tensors, resolve
@@ -149,6 +150,19 @@ def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None 
     return network
 
 
+def freeze_statistics(network: MANet) -> None:
+    """Put the batch norms of the pretrained parts (backbone, saliency encoder, text branch) into eval mode.
+
+    To be called after `train()`. Batches of some thirty pictures, half of them pasted before other backgrounds, estimate
+    ImageNet's statistics badly; with them frozen a step also means the same on any number of workers.
+    """
+    parts = [network.backbone, network.saliency.encoder, *([network.text] if network.text is not None else [])]
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
 class SaliencyStage(nn.Module):
     """The first stage of training as one module: only the saliency branch takes part."""
 
@@ -156,9 +170,9 @@ class SaliencyStage(nn.Module):
         super().__init__()
         self.saliency = network.saliency
 
-    def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, None]:
-        """Saliency [B, 1, h, w]; no logits."""
-        return self.saliency(as_rgb(pixels_BHW3)), None
+    def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, None, None]:
+        """Saliency [B, 1, h, w]; no logits, no descriptors."""
+        return self.saliency(as_rgb(pixels_BHW3)), None, None
 
 
 class JointStage(nn.Module):
@@ -168,7 +182,7 @@ class JointStage(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Saliency [B, 1, h, w] and class logits [B, N]."""
+    def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K]."""
         maps = self.network(pixels_BHW3)
-        return maps.saliency_B1hw, maps.logits_BN
+        return maps.saliency_B1hw, maps.logits_BN, sr_mac(maps.attended_BKHW, maps.salient_BHW)

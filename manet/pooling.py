@@ -1,4 +1,4 @@
-"""Feature map -> descriptor: MAC, SPoC, GeM, R-MAC and SR-MAC.
+"""Feature map -> descriptor: MAC, SPoC, GeM, CroW, R-MAC, RA-MAC, GRMAC and SR-MAC.
 
 Shape letters: B pictures, C channels, H x W cells, R regions. All maps are activations >= 0; all descriptors are float32
 of unit length. Source: METHOD.md "SR-MAC" and "The systems that the letter compares with".
@@ -12,25 +12,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manet.errors import PictureError, Reason
-from manet.regions import rmac_regions
+from manet.regions import Regions, rmac_regions
 
-PoolingName = Literal["mac", "spoc", "gem", "r-mac", "sr-mac", "sr-mac-as-printed"]
+PoolingName = Literal[
+    "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed"
+]
 DescriptorName = Literal[
     "mac",
     "spoc",
     "gem",
+    "crow",
     "r-mac",
+    "r-mac-global",
+    "ra-mac",
+    "grmac",
     "sr-mac",
     "sr-mac-as-printed",
     "mac@backbone",
     "spoc@backbone",
     "gem@backbone",
+    "crow@backbone",
     "r-mac@backbone",
+    "r-mac-global@backbone",
+    "ra-mac@backbone",
+    "grmac@backbone",
     "sr-mac@backbone",
 ]
 """A pooling of X~; with `@backbone`, of the backbone's own F, before attention."""
 DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
 GEM_P = 3.0
+GRMAC_P = 3.0
+RA_MAC_LEAST = 1 / 3  # a region whose active share is not above this does not count
 _EPSILON = 1e-6
 
 
@@ -54,10 +66,50 @@ def gem(x_BCHW: Tensor, p: float = GEM_P) -> Tensor:
     return _units(x_BCHW.float().clamp(min=_EPSILON).pow(p).mean((-2, -1)).pow(1 / p))
 
 
+def crow(x_BCHW: Tensor) -> Tensor:
+    """Cross-dimensional weighting (Kalantidis et al. 2016), [B, C]: cells by their activity, channels by their rarity.
+
+    A cell weighs sqrt(s / |s|_2) with s its channel-sum; a channel log(sum of all channels' densities / its own), a
+    channel that is never active 0.
+    """
+    x = x_BCHW.float()
+    s_BHW = x.sum(1)
+    cell_BHW = (s_BHW / s_BHW.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]).sqrt()
+    density_BC = (x > 0).flatten(2).float().mean(2)
+    rarity_BC = torch.log(density_BC.sum(1, keepdim=True) / density_BC.clamp(min=1e-12))
+    rarity_BC = torch.where(density_BC > 0, rarity_BC, torch.zeros_like(rarity_BC))
+    return _units(torch.einsum("bchw,bhw->bc", x, cell_BHW) * rarity_BC)
+
+
 def r_mac(x_BCHW: Tensor, *, global_vector: bool = False) -> Tensor:
     """Sum of the regions' unit-length maxima, [B, C]; `global_vector` adds the whole map's, as cirtorch does."""
     total_BC = _units(rmac_regions(*x_BCHW.shape[-2:]).max(x_BCHW).float()).sum(1)
     return _units(total_BC + mac(x_BCHW) if global_vector else total_BC)
+
+
+def ra_mac(x_BCHW: Tensor) -> Tensor:
+    """R-MAC with each region weighted by its share of active cells: those whose channel-sum exceeds the map's mean.
+
+    A share of at most a third counts as 0; where no region has more, all weigh 1, so that no picture is without one. [B, C]
+    """
+    s_BHW = x_BCHW.float().sum(1)
+    return _active_r_mac(x_BCHW, s_BHW > s_BHW.mean((-2, -1), keepdim=True))
+
+
+def grmac(x_BCHW: Tensor, p: float = GRMAC_P) -> Tensor:
+    """RA-MAC with a generalised mean of the channel-sums as threshold: (mean (s - s_min)^p)^(1/p) + s_min. [B, C]"""
+    s_BHW = x_BCHW.float().sum(1)
+    least_B11 = s_BHW.amin((-2, -1), keepdim=True)
+    threshold_B11 = (s_BHW - least_B11).pow(p).mean((-2, -1), keepdim=True).pow(1 / p) + least_B11
+    return _active_r_mac(x_BCHW, s_BHW > threshold_B11)
+
+
+def _active_r_mac(x_BCHW: Tensor, active_BHW: Tensor) -> Tensor:
+    regions = rmac_regions(*x_BCHW.shape[-2:])
+    share_BR = regions.mean(active_BHW.float())
+    weight_BR = torch.where(share_BR > RA_MAC_LEAST, share_BR, torch.zeros_like(share_BR))
+    weight_BR = torch.where((weight_BR > 0).any(1, keepdim=True), weight_BR, torch.ones_like(weight_BR))
+    return _weighted(regions, x_BCHW, weight_BR)
 
 
 def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
@@ -76,8 +128,12 @@ def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> 
     if as_printed:
         weight_BR = (weight_BR > 0).float()
     weight_BR = torch.where((salient_BHW > 0).flatten(1).any(1)[:, None], weight_BR, torch.ones_like(weight_BR))
-    total_BC = torch.einsum("br,brc->bc", weight_BR, _units(regions.max(x_BCHW).float()))
-    return _units(total_BC)
+    return _weighted(regions, x_BCHW, weight_BR)
+
+
+def _weighted(regions: Regions, x_BCHW: Tensor, weight_BR: Tensor) -> Tensor:
+    """Sum over regions of weight times unit-length maximum, at unit length, [B, C]."""
+    return _units(torch.einsum("br,brc->bc", weight_BR, _units(regions.max(x_BCHW).float())))
 
 
 def pool(name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor) -> Tensor:
@@ -95,7 +151,11 @@ _BY_NAME: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {
     "mac": lambda x, _: mac(x),
     "spoc": lambda x, _: spoc(x),
     "gem": lambda x, _: gem(x),
+    "crow": lambda x, _: crow(x),
     "r-mac": lambda x, _: r_mac(x),
+    "r-mac-global": lambda x, _: r_mac(x, global_vector=True),
+    "ra-mac": lambda x, _: ra_mac(x),
+    "grmac": lambda x, _: grmac(x),
     "sr-mac": sr_mac,
     "sr-mac-as-printed": lambda x, salient: sr_mac(x, salient, as_printed=True),
 }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from manet.losses import binarise_at_mean, dice_loss
+from manet.losses import binarise_at_mean, dice_loss, instance_loss
 
 
 def test_dice_against_loops() -> None:
@@ -34,3 +34,20 @@ def test_binarise_is_strictly_greater_than_the_mean() -> None:
     assert binarise_at_mean(given).tolist() == [[[0, 0], [1, 0]], [[0, 0], [0, 0]]]
     constant = torch.full((1, 7, 9), 0.1)  # whose mean in float32 is not 0.1 exactly
     assert not binarise_at_mean(constant).any()
+
+
+def test_the_instance_loss_against_loops() -> None:
+    rng = np.random.default_rng(0)
+    d = rng.normal(size=(5, 2, 8))
+    d /= np.linalg.norm(d, axis=-1, keepdims=True)
+    losses = []
+    for picture in range(5):
+        for view in range(2):
+            others = [(p, v) for p in range(5) for v in range(2) if (p, v) != (picture, view)]
+            scores = {key: np.exp(d[picture, view] @ d[key] / 0.2) for key in others}
+            losses.append(-np.log(scores[picture, 1 - view] / sum(scores.values())))
+    assert instance_loss(torch.tensor(d), 0.2).item() == pytest.approx(np.mean(losses), abs=1e-5)
+    same = torch.nn.functional.one_hot(torch.arange(5), 8).float()[:, None].expand(5, 2, 8)
+    assert instance_loss(same).item() < 0.001 < instance_loss(same.roll(1, 0) + torch.eye(8)[5:7]).item()
+    with pytest.raises(ValueError, match="3 views"):
+        instance_loss(torch.zeros(2, 3, 4))

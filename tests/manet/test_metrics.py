@@ -7,6 +7,7 @@ from manet.metrics import (
     average_precision_standard,
     bootstrap_interval,
     drop_self,
+    paired_interval,
     retrieval_metrics,
 )
 
@@ -53,3 +54,14 @@ def test_the_interval_covers_the_mean_of_most_samples() -> None:
         low, high = bootstrap_interval(rng.random(60), seed)
         inside += low <= 0.5 <= high
     assert 85 <= inside <= 100
+
+
+def test_the_paired_interval_knows_which_is_better() -> None:
+    relevant = {str(i): {"hit"} for i in range(200)}
+    good = {query: ["hit"] for query in relevant}
+    half = {query: ["hit" if int(query) % 2 else "miss"] for query in relevant}
+    mean, low, high = paired_interval(good, half, relevant)
+    assert mean == 0.5
+    assert 0.4 < low < 0.5 < high < 0.6
+    assert paired_interval(half, half, relevant) == (0, 0, 0)
+    assert paired_interval({}, good, relevant) == (-1, -1, -1)

@@ -11,7 +11,16 @@ from manet.describe import Describer
 from manet.errors import InputError, WeightsError
 from manet.images import PictureConfig
 from manet.losses import binarise_at_mean
-from manet.network import InitialWeights, JointStage, MANet, NetworkConfig, initial, weigh_by_saliency, weigh_by_text
+from manet.network import (
+    InitialWeights,
+    JointStage,
+    MANet,
+    NetworkConfig,
+    freeze_statistics,
+    initial,
+    weigh_by_saliency,
+    weigh_by_text,
+)
 
 LITE = "pip:efficientnet-lite0"
 SMALL = NetworkConfig(saliency_size=64, pictures=PictureConfig(size=96))
@@ -53,6 +62,23 @@ def test_one_pass(network: MANet, pixels: np.ndarray) -> None:
     assert maps.logits_BN is None
 
 
+def test_pretrained_statistics_stay_frozen_and_the_decoders_learn(pixels: np.ndarray) -> None:
+    network = initial(SMALL, InitialWeights(backbone=LITE, saliency=LITE)).train()
+    freeze_statistics(network)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network(torch.from_numpy(pixels))
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed
+    assert all(name.startswith("saliency.merge") for name in changed), changed
+
+
+def test_the_joint_stage_describes_as_the_library_does(network: MANet, pixels: np.ndarray) -> None:
+    with torch.inference_mode():
+        _, _, descriptors = JointStage(network)(torch.from_numpy(pixels))
+    described = Describer(network).describe(pixels)
+    np.testing.assert_allclose(descriptors.numpy(), described.vectors["sr-mac"], atol=1e-3)
+
+
 @pytest.mark.parametrize("source", ["logits", "scores"])
 def test_text_branch_is_frozen_under_train(source: str, pixels: np.ndarray) -> None:
     config = SMALL.model_copy(update={"text": "efficientnet-lite0", "text_source": source, "classes": 3})
@@ -61,9 +87,9 @@ def test_text_branch_is_frozen_under_train(source: str, pixels: np.ndarray) -> N
     assert network.text is not None
     assert not any(module.training for module in network.text.modules())
     before = {name: value.clone() for name, value in network.text.state_dict().items()}
-    saliency, logits = JointStage(network)(torch.from_numpy(pixels))
+    saliency, logits, descriptors = JointStage(network)(torch.from_numpy(pixels))
     assert logits is not None
-    (saliency.sum() + logits.sum()).backward()
+    (saliency.sum() + logits.sum() + descriptors.sum()).backward()
     assert all(parameter.grad is None for parameter in network.text.parameters())
     assert all(parameter.grad is not None for parameter in network.backbone.parameters())
     for name, value in network.text.state_dict().items():

@@ -9,7 +9,9 @@ from manet.errors import PictureError, Reason
 from manet.pooling import PoolingName, dead_rows, gem, pool, r_mac, sr_mac
 from tests.manet.test_regions import reference_boxes
 
-NAMES: tuple[PoolingName, ...] = ("mac", "spoc", "gem", "r-mac", "sr-mac", "sr-mac-as-printed")
+NAMES: tuple[PoolingName, ...] = (
+    "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed"
+)  # fmt: skip
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
@@ -26,18 +28,46 @@ def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
         return _unit(x.mean((1, 2)))
     if name == "gem":
         return _unit((np.maximum(x, 1e-6) ** 3).mean((1, 2)) ** (1 / 3))
+    if name == "crow":
+        return _unit(_crow(x))
+    if name in {"ra-mac", "grmac"}:
+        return _unit(_region_attention(x, name))
     total = np.zeros(len(x))
+    if name == "r-mac-global":
+        total += _unit(x.max((1, 2)))
     for top, left, side in reference_boxes(*x.shape[1:]):
         inside = np.s_[..., top : top + side, left : left + side]
         weight = salient[inside].mean() if salient.any() else 1.0
         peak = x[inside].max((1, 2))
-        if name == "r-mac":
+        if name.startswith("r-mac"):
             total += _unit(peak)
         elif name == "sr-mac":
             total += weight * _unit(peak)
         else:
             total += _unit(weight * peak)
     return _unit(total)
+
+
+def _crow(x: np.ndarray) -> np.ndarray:
+    cells = x.sum(0)
+    weights = np.sqrt(cells / np.sqrt((cells**2).sum()))
+    density = np.array([(channel > 0).mean() for channel in x])
+    out = np.zeros(len(x))
+    for c, channel in enumerate(x):
+        if density[c] > 0:
+            out[c] = (channel * weights).sum() * np.log(density.sum() / density[c])
+    return out
+
+
+def _region_attention(x: np.ndarray, name: str) -> np.ndarray:
+    cells = x.sum(0)
+    least = cells.min()
+    threshold = cells.mean() if name == "ra-mac" else ((cells - least) ** 3).mean() ** (1 / 3) + least
+    boxes = [np.s_[top : top + side, left : left + side] for top, left, side in reference_boxes(*cells.shape)]
+    shares = np.array([(cells[box] > threshold).mean() for box in boxes])
+    weights = np.where(shares > 1 / 3, shares, 0)
+    weights = weights if weights.any() else np.ones(len(boxes))
+    return sum((w * _unit(x[:, b[0], b[1]].max((1, 2))) for w, b in zip(weights, boxes, strict=True)), np.zeros(len(x)))
 
 
 def _maps(height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
