@@ -79,6 +79,8 @@ class Config(JobConfig):
     """Lambda: weight of the saliency loss in the joint stage."""
     instance_loss: float = Field(default=1.0, ge=0)
     """Weight of the instance loss in the joint stage (two views of a picture against all others of the batch); 0: off."""
+    frozen_stride: int = Field(default=4, ge=0)
+    """Layers of the pretrained networks up to this stride are left as they are (edges, colours); 0: all learn."""
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation, order and augmentation."""
     workers: int = how(1, ge=1)

@@ -62,6 +62,7 @@ class Plan(BaseModel):
     weight_decay: float
     saliency_loss: float
     instance_loss: float
+    frozen_stride: int
     seed: int
     workers: int
     worker_cpus: float
@@ -320,6 +321,7 @@ class _Stage:
         import ray.train.torch
         import torch
 
+        from manet.backbone import freeze_early
         from manet.network import JointStage, SaliencyStage
 
         self._network, self._plan, self._device = network, plan, device
@@ -329,6 +331,8 @@ class _Stage:
         self._batch = max(1, plan.batch_size // plan.workers)
         self._steps = plan.steps
         network.backbone.requires_grad_(not self._saliency_only)
+        for net in (network.backbone.net, network.saliency.encoder):
+            freeze_early(net, plan.frozen_stride)
         if network.head is not None:
             network.head.requires_grad_(not self._saliency_only)
         module = SaliencyStage(network) if self._saliency_only else JointStage(network)

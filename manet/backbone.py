@@ -59,13 +59,16 @@ def _channels(name: str, net: nn.Module) -> int:
     if hasattr(net, "pre_logits"):
         net.pre_logits = nn.Identity()  # VGG's two large layers between F and its classifier
     training = net.training
-    with torch.no_grad():
-        f = cast(Any, net.eval()).forward_features(torch.zeros(1, 3, 64, 64))
+    try:
+        with torch.no_grad():
+            f = cast(Any, net.eval()).forward_features(torch.zeros(1, 3, 64, 64))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"backbone {name!r} takes no 64 px picture: {str(error)[:100]}; use a convolutional one"
+        ) from None
     net.train(training)
     if f.dim() != 4 or f.shape[2] != f.shape[3]:
-        raise InputError(
-            f"backbone {name!r} ends in {tuple(f.shape)}, not in a feature map [B, K, H, W]; use a convolutional one"
-        )
+        raise InputError(f"backbone {name!r} ends in {tuple(f.shape)}, not [B, K, H, W]; use a convolutional one")
     return int(f.shape[1])
 
 
@@ -82,6 +85,30 @@ def create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own
         return timm.create_model(known, pretrained=False, **options)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"backbone {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+
+def freeze_early(net: nn.Module, stride: int) -> None:
+    """Take the layers of a timm network up to a stride out of training: those before its first map that is coarser.
+
+    What they see (edges, colours) is the same in any picture, and their large maps are most of a step's memory.
+    """
+    levels = [(info["module"], info["reduction"]) for info in _feature_info(net)]
+    last = next((module for module, reduction in reversed(levels) if reduction <= stride), None)
+    inside = False
+    for name, module in net.named_modules() if last else ():
+        within = f"{name}.".startswith(
+            (f"{last}.", f"{str(last).replace('.', '_')}.")
+        )  # a feature pyramid's names are flat
+        if inside and not within:
+            return
+        inside = inside or within
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+
+
+def _feature_info(net: nn.Module) -> list[dict[str, Any]]:
+    info = cast(Any, net).feature_info
+    return list(info if isinstance(info, list) else info.get_dicts())
 
 
 def mean_std(name: str, net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

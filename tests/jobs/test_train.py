@@ -47,7 +47,15 @@ def test_missing_weights_are_an_error(manet: Run, fewshot: Path, tmp_path: Path)
     assert_refused(done, 2, "weights /no/weights.safetensors", "no such file")
     done = manet("train", "--fewshot", fewshot, "--out", tmp_path / "other", "--backbone", "resnet5000")
     assert_refused(done, 2, "'resnet5000' is unknown")
-    assert not (tmp_path / "model" / "manifest.json").exists()
+    assert not (tmp_path / "model").exists()  # a mistake claims nothing
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp_path: Path) -> None:
+    command = ["train", "--fewshot", fewshot, "--init", model, "--out", tmp_path / "model", "--size", 64]
+    command += ["--saliency-epochs", 0, "--epochs", 0, "--pseudo-masks", "classical"]
+    assert_refused(manet(*command, "--backbone", "resnet18"), 2, "--backbone resnet18", "has efficientnet-lite0")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(manet: Run, fewshot: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from manet import weights
-from manet.backbone import Backbone, load_pretrained
+from manet.backbone import Backbone, create, freeze_early, load_pretrained
 from manet.errors import InputError, WeightsError
 from manet.weights import load_into, read_tensors, resolve
 
@@ -88,3 +88,33 @@ def test_unknown_backbones_and_other_networks_weights() -> None:
         Backbone("resnet5000")
     with pytest.raises(WeightsError, match="another network"):
         load_pretrained(Backbone("resnet18").net, "resnet18", "pip:efficientnet-lite0")
+
+
+def test_the_depth_of_the_map_is_found_whatever_the_classifier_takes() -> None:
+    for name, channels in (("vgg11", 512), ("resnet18", 512), ("convnext_atto", 320)):
+        backbone = Backbone(name)
+        assert backbone.channels == channels
+        assert backbone(torch.rand(1, 3, 96, 64)).shape == (1, channels, 3, 2)
+    with pytest.raises(InputError, match="use a convolutional one"):
+        Backbone("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "resnet18", "vgg11", "densenet121"])
+@pytest.mark.parametrize("pyramid", [False, True])
+def test_early_layers_are_those_before_the_first_coarser_map(name: str, pyramid: bool) -> None:
+    net = create(name, features_only=True) if pyramid else Backbone(name).net
+    learning = {key for key, value in net.named_parameters() if value.requires_grad}
+    freeze_early(net, 4)
+    still = {key for key, value in net.named_parameters() if value.requires_grad}
+    frozen = {key.replace("_", ".") for key in learning - still}
+    prefixes = {
+        "efficientnet-lite0": ("conv.stem", "bn1", "blocks.0", "blocks.1"),
+        "resnet18": ("conv1", "bn1", "layer1"),
+        "vgg11": ("features.0", "features.3", "features.6", "features.8"),
+        "densenet121": ("features.conv0", "features.norm0", "features.denseblock1"),
+    }[name]
+    assert frozen
+    assert all(key.startswith(prefixes) for key in frozen), sorted(frozen)
+    assert not any(key.replace("_", ".").startswith(prefixes) for key in still), sorted(still)
+    freeze_early(net, 0)
+    assert still == {key for key, value in net.named_parameters() if value.requires_grad}
