@@ -8,6 +8,7 @@ from tests.conftest import Run
 from tests.jobs.helpers import summary_of
 
 
+@pytest.mark.slow
 def test_the_ratio_of_the_job_to_the_bare_model(manet: Run, model: Path, shop: Path) -> None:
     done = manet("bench", "extract", "--catalog", shop / "catalog", "--model", model, "--part-rows", 16, timeout=280)
     summary = summary_of(done)

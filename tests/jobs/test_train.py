@@ -58,6 +58,7 @@ def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint(manet: Run, fewshot: Path, tmp_path: Path) -> None:
     """kill -9 of the driver after the first epoch."""
     out = tmp_path / "model"
@@ -85,6 +86,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(manet: Run, fewshot: Path
     model.verify()
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_the_same_model(manet: Run, fewshot: Path, tmp_path: Path) -> None:
     command = ["train", "--fewshot", fewshot, "--pseudo-masks", "classical", "--size", 64, "--train-size", 64]
     command += ["--saliency-epochs", 1, "--epochs", 2, "--batch-size", 16, "--masks", tmp_path / "masks", "--out"]
