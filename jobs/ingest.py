@@ -126,14 +126,18 @@ def _table(config: Config, data: bytes) -> pa.Table:
         raise BadInputError(f"--source {config.source}: not a table: {str(error).splitlines()[0]}") from None
     if "uri" not in table.column_names:
         raise InputError(f"--source {config.source}: no column 'uri'; it has {', '.join(table.column_names)}")
-    base = split_uri(config.source)[0].uri("x")
-    uris = [resolve_uri(uri, base) if uri else uri for uri in table["uri"].to_pylist()]
+    uris = [_absolute(config, uri) if uri else uri for uri in table["uri"].to_pylist()]
     return table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
+
+
+def _absolute(config: Config, uri: str) -> str:
+    """A URI of the source, which may be relative to it."""
+    return resolve_uri(uri, split_uri(config.source)[0].uri("x"))
 
 
 def _urls(config: Config, data: bytes) -> pa.Table:
     """One URI a line; the id is its last piece without the ending."""
-    uris = [line for _, line in _lines(data) if line]
+    uris = [_absolute(config, line) for _, line in _lines(data) if line]
     ids = [uri.rstrip("/").rpartition("/")[2].rpartition(".")[0] or uri for uri in uris]
     return pa.table({"image_id": pa.array(ids, pa.string()), "uri": pa.array(uris, pa.string())})
 
@@ -172,7 +176,7 @@ def _image(config: Config, name: str) -> str:
     if not config.images:
         raise BadInputError("--images is required: the challenge's CSVs name pictures by id only")
     name = name.strip()
-    return f"{config.images}/{name if name.lower().endswith(PICTURES) else name + '.jpg'}"
+    return open_store(config.images).uri(name if name.lower().endswith(PICTURES) else f"{name}.jpg")
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, str]]:

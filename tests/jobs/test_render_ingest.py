@@ -1,6 +1,7 @@
 """`manet render` and `manet ingest`: catalogues and queries."""
 
 import csv
+import os
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifact import open_artifact
-from tests.conftest import Run
+from tests.conftest import ROOT, Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 
 
@@ -60,11 +61,14 @@ def test_a_folder(manet: Run, shop: Path, tmp_path: Path) -> None:
 def test_tables_and_lists(manet: Run, pictures: list[Path], tmp_path: Path) -> None:
     with (tmp_path / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image_id", "uri", "description"], *[[p.stem, p, "a, b"] for p in pictures]])
-    (tmp_path / "list.txt").write_text("\n".join(map(str, pictures)) + "\n\n")
+    beside = [os.path.relpath(path, tmp_path) for path in pictures]  # relative to the list, wherever the command runs
+    (tmp_path / "list.txt").write_text("\n".join([str(pictures[0]), *beside[1:]]) + "\n\n")
     for name in ("table.csv", "list.txt"):
         done = manet("ingest", "--source", tmp_path / name, "--out", tmp_path / f"out-{name}")
         assert summary_of(done)["rows"] == 5
-        assert _table(tmp_path / f"out-{name}")["image_id"].to_pylist() == [path.stem for path in pictures]
+        table = _table(tmp_path / f"out-{name}")
+        assert table["image_id"].to_pylist() == [path.stem for path in pictures]
+        assert all(Path(uri).is_absolute() and Path(uri).is_file() for uri in table["uri"].to_pylist())
 
 
 def test_the_challenges_files(manet: Run, pictures: list[Path], tmp_path: Path) -> None:
@@ -82,8 +86,9 @@ def test_the_challenges_files(manet: Run, pictures: list[Path], tmp_path: Path) 
     assert Path(catalog["uri"][0].as_py()).is_file()
     source = ("--source", tmp_path / "validation.csv", "--kind", "queries")
     assert_refused(manet("ingest", *source, "--out", tmp_path / "q"), 2, "--images is required")
-    summary_of(manet("ingest", *source, "--images", images, "--out", tmp_path / "q"))
+    summary_of(manet("ingest", *source, "--images", os.path.relpath(images, ROOT), "--out", tmp_path / "q"))
     queries = pq.read_table(next((tmp_path / "q").glob("queries-*.parquet")))
+    assert all(Path(uri).is_absolute() and Path(uri).is_file() for uri in queries["uri"].to_pylist())
     assert queries["relevant"].to_pylist() == [[names[1], names[2]], [names[4]]]
     assert open_artifact(str(tmp_path / "q"), "queries").manifest.summary["rows"] == 2
 
