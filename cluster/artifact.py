@@ -73,11 +73,6 @@ class Claim(_Record):
     config: dict[str, Any]
     inputs: dict[str, str]
 
-    @property
-    def sha256(self) -> str:
-        """Hash over all of it, in hex: what scratch files of one command are filed under."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
     def difference(self, other: "Claim") -> str:
         """Name what differs from `other` (the claim that stands in the folder), in one line."""
         if self.kind != other.kind:

@@ -175,7 +175,7 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
         for entry in list(writer.store.list("checkpoints/")):
             writer.store.delete(entry.name)
     checkpoints = (
-        f"{config.out.rstrip('/')}/checkpoints/{writer.claim.sha256[:16]}"  # another command's are never taken up
+        f"{config.out.rstrip('/')}/checkpoints/{writer.claim_sha256[:16]}"  # another command's are never taken up
     )
     with tempfile.TemporaryDirectory() as scratch:
         with Meter("train", plan.steps * (plan.saliency_epochs + plan.epochs), "steps") as meter:
