@@ -63,6 +63,7 @@ class Receipt(_Record):
     unit: str
     parts: tuple[Part, ...]
     counts: dict[str, float] = {}
+    claim: str = ""  # hash of the claim it was made under, where the worker knew it
 
 
 class Claim(_Record):
@@ -111,10 +112,15 @@ class Blob:
     rows: int = 0
 
 
-def put_unit(store: Store, unit: str, blobs: Mapping[str, Blob], counts: Mapping[str, float] | None = None) -> Receipt:
-    """Write the files of one unit, then its receipt. Runs in any worker; twice is harmless."""
+def put_unit(
+    store: Store, unit: str, blobs: Mapping[str, Blob], counts: Mapping[str, float] | None = None, *, claim: str = ""
+) -> Receipt:
+    """Write the files of one unit, then its receipt. Runs in any worker; twice is harmless.
+
+    With the `claim_sha256` of its writer, a worker that outlives its run leaves no receipt that another run takes for its own.
+    """
     parts = tuple(_put(store, name, blob) for name, blob in blobs.items())
-    receipt = Receipt(unit=unit, parts=parts, counts=dict(counts or {}))
+    receipt = Receipt(unit=unit, parts=parts, counts=dict(counts or {}), claim=claim)
     store.write(f"{RECEIPTS}/{unit}.json", receipt.model_dump_json(indent=1).encode())
     return receipt
 
@@ -178,6 +184,16 @@ class ArtifactWriter:
         writer.manifest = _read_json(store, MANIFEST, Manifest)
         return writer
 
+    @property
+    def claim_sha256(self) -> str:
+        """Hash of this run's claim, for `put_unit`."""
+        return hashlib.sha256(self.claim.model_dump_json().encode()).hexdigest()
+
+    def _own(self, name: str) -> Receipt | None:
+        """A receipt, unless there is none or it was written under another claim."""
+        receipt = _read_json(self.store, name, Receipt)
+        return receipt if receipt is not None and receipt.claim in {"", self.claim_sha256} else None
+
     def _claim(self) -> None:
         try:
             self.store.write_if_absent(CLAIM, self.claim.model_dump_json(indent=1).encode())
@@ -200,7 +216,7 @@ class ArtifactWriter:
         """
         names = [entry.name for entry in self.store.list(f"{RECEIPTS}/")]
         with ThreadPoolExecutor(CHECK_THREADS) as pool:
-            receipts = list(pool.map(lambda name: _read_json(self.store, name, Receipt), names))
+            receipts = list(pool.map(self._own, names))
             whole = list(pool.map(lambda receipt: receipt is not None and _is_whole(self.store, receipt), receipts))
         return {
             receipt.unit: receipt for receipt, ok in zip(receipts, whole, strict=True) if receipt is not None and ok
@@ -213,7 +229,7 @@ class ArtifactWriter:
             IntegrityError: a unit has none.
         """
         with ThreadPoolExecutor(CHECK_THREADS) as pool:
-            found = list(pool.map(lambda unit: _read_json(self.store, f"{RECEIPTS}/{unit}.json", Receipt), units))
+            found = list(pool.map(lambda unit: self._own(f"{RECEIPTS}/{unit}.json"), units))
         missing = [unit for unit, receipt in zip(units, found, strict=True) if receipt is None]
         if missing:
             raise IntegrityError(

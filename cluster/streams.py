@@ -1,9 +1,10 @@
 """How Ray Data runs here: silently, and without burning a core while it waits."""
 
+import os
 import time
 from typing import Any, cast
 
-from cluster.session import quiet
+from cluster.session import SessionConfig, quiet
 
 STEP_S = 0.05  # s between two steps of Ray Data's scheduler: work comes in units of seconds
 
@@ -40,3 +41,16 @@ def configure_data() -> None:
     callbacks = cast(list[type], context.custom_execution_callback_classes)
     if Paced not in callbacks:
         callbacks.append(Paced)
+
+
+def alive_nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs that each node of the running session has for Ray."""
+    import ray
+
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(float(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in resources]
+
+
+def may_scale(config: SessionConfig) -> bool:
+    """Whether nodes may come that are not there yet: in a cluster that was joined."""
+    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))

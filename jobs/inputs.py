@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from cluster.storage import resolve_uri, split_uri
 from manet.tables import check_catalog, check_queries
 
 Kind = Literal["catalog", "queries"]
+BYTES = "bytes"  # column of a packed table: a picture's file, null where it could not be fetched
 _ID_COLUMN: dict[str, str] = {"catalog": "image_id", "queries": "query_id"}
 
 
@@ -52,6 +53,19 @@ class Table:
             first += file.rows
         table = pa.concat_tables(pieces) if pieces else _read_rows(self.files[0].uri, 0, 0, columns)
         return _absolute_uris(table, self.files[0].uri)
+
+    def sources(self, start: int, stop: int) -> list[tuple[str, str, bytes | None]]:
+        """(id, absolute uri, bytes) of the pictures in rows start..stop; bytes where the table holds them, else None."""
+        if not self.packed:
+            return [(name, uri, None) for name, uri in self.pictures(start, stop)]
+        key = _ID_COLUMN[self.kind]
+        table = self.read(start, stop, [key, "uri", BYTES])
+        return list(zip(*(table[name].to_pylist() for name in (key, "uri", BYTES)), strict=True))
+
+    @property
+    def packed(self) -> bool:
+        """Whether the table holds the pictures' bytes themselves (`ingest --pack`)."""
+        return BYTES in _parquet(self.files[0].uri).schema_arrow.names
 
     def pictures(self, start: int, stop: int) -> list[tuple[str, str]]:
         """(id, absolute uri) of the pictures in rows start..stop."""
@@ -95,19 +109,25 @@ def _footer_rows(uri: str, flag: str) -> int:
         raise BadInputError(f"{flag} {uri}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _parquet(uri: str) -> pq.ParquetFile:
+    return pq.ParquetFile(_opened(uri))
+
+
+def _opened(uri: str) -> BinaryIO:
     store, name = split_uri(uri)
-    return pq.ParquetFile(store.open(name))
+    return store.open(name)
 
 
 def _whole(uri: str) -> pa.Table:
-    return _parquet(uri).read()
+    """A file's rows without the pictures themselves."""
+    file = _parquet(uri)
+    return file.read(columns=[name for name in file.schema_arrow.names if name != BYTES])
 
 
 def _read_rows(uri: str, start: int, stop: int, columns: list[str] | None) -> pa.Table:
     """Rows of one file, reading only the row groups that hold them."""
-    file = _parquet(uri)
+    file = pq.ParquetFile(_opened(uri), metadata=_parquet(uri).metadata)  # one of its own: readers share no state
     groups: list[int] = []
     first = skip = 0
     for group in range(file.metadata.num_row_groups):

@@ -3,13 +3,14 @@
 Shape letters: N pictures, D descriptor length.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
+from manet.errors import InputError
 from manet.network import MANet, Maps
 from manet.pooling import DescriptorName, PoolingName, dead_rows, pool
 
@@ -25,15 +26,27 @@ class Described:
     dead: Array
 
 
+def auto_batch(size: int) -> int:
+    """Pictures of one pass on a CPU: about as many pixels as one picture of 480 px has; beyond that the caches overflow."""
+    return max(1, min(8, 480 * 480 // (size * size)))
+
+
 class Describer:
-    """Describes pictures in batches cut from the rows given, in order, so that the same rows give the same bits.
+    """Describes pictures in full batches, in order, so that a picture has the same bits wherever it stands.
+
+    Every pass has the same shape: a batch that is not full is filled up with black, because libraries choose their kernels
+    by the shape. So one picture alone, a part of a gallery and a set of queries come out alike.
 
     Args:
         network: the model.
         names: descriptors wanted; one pass serves all.
         device: cpu or cuda.
-        batch_size: pictures of one pass.
+        batch_size: pictures of one pass; 0: by the pictures' size on a CPU, the largest that fits on a GPU (found by trying).
         precision: number type of the network's pass; pooling is float32 in any case.
+        compiled: let torch.compile build the network's kernels (GPU only).
+
+    Raises:
+        InputError: `compiled` without a GPU.
     """
 
     def __init__(
@@ -42,13 +55,20 @@ class Describer:
         *,
         names: Sequence[DescriptorName] = ("sr-mac",),
         device: str = "cpu",
-        batch_size: int = 16,
+        batch_size: int = 0,
         precision: Precision = "float32",
+        compiled: bool = False,
     ) -> None:
         self._network = network.eval().to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype = getattr(torch, precision)
         self.dim = network.backbone.channels
+        self.halvings = 0  # times that a batch did not fit and was halved
+        if compiled and self._device.type != "cuda":
+            raise InputError("--compile is for GPUs: it gains nothing on a CPU; drop it, or give --model-gpus 1")
+        self._pass: Callable[[torch.Tensor], Maps] = (
+            torch.compile(self._network, mode="max-autotune") if compiled else self._network
+        )
 
     def describe(self, pixels_NSS3: Array) -> Described:
         """Descriptors of uint8 pictures [N, S, S, 3]."""
@@ -80,8 +100,54 @@ class Describer:
 
     @torch.inference_mode()
     def _passes(self, pixels_NSS3: Array) -> Iterator[tuple[slice, Maps]]:
-        for start in range(0, len(pixels_NSS3), self._batch):
-            rows = slice(start, min(start + self._batch, len(pixels_NSS3)))
-            batch = torch.from_numpy(np.array(pixels_NSS3[rows])).to(self._device)
-            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-                yield rows, self._network(batch)
+        count, start = len(pixels_NSS3), 0
+        if count and not self._batch:
+            self._batch = self._fitting(pixels_NSS3.shape[1])
+        while start < count:
+            rows = slice(start, min(start + self._batch, count))
+            try:
+                maps = self._run(self._full(pixels_NSS3[rows]))
+            except torch.OutOfMemoryError:
+                if self._batch == 1:
+                    raise
+                self._batch //= 2
+                self.halvings += 1
+                torch.cuda.empty_cache()
+                continue
+            yield rows, _first(maps, rows.stop - rows.start)
+            start = rows.stop
+
+    def _full(self, pixels_nSS3: Array) -> torch.Tensor:
+        """A batch on the device, filled up to its full size; the copy to a GPU does not wait for it."""
+        full = np.zeros((self._batch, *pixels_nSS3.shape[1:]), np.uint8)
+        full[: len(pixels_nSS3)] = pixels_nSS3
+        batch = torch.from_numpy(full)
+        if self._device.type != "cuda":
+            return batch
+        return batch.pin_memory().to(self._device, non_blocking=True)
+
+    def _run(self, batch_BSS3: torch.Tensor) -> Maps:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self._pass(batch_BSS3)
+
+    def _fitting(self, size: int) -> int:
+        """The batch size to work with: on a GPU the largest power of two, up to 512, of which half as many again fit."""
+        if self._device.type != "cuda":
+            return auto_batch(size)
+        fits = 1
+        try:
+            while fits < 512:
+                self._run(torch.zeros((fits * 3, size, size, 3), dtype=torch.uint8, device=self._device))
+                fits *= 2
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        return fits
+
+
+def _first(maps: Maps, count: int) -> Maps:
+    """The maps of a batch's first pictures."""
+    kept: dict[str, Any] = {}
+    for field in fields(maps):
+        map_B = getattr(maps, field.name)
+        kept[field.name] = None if map_B is None else map_B[:count]
+    return Maps(**kept)

@@ -21,6 +21,8 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     ANIMATED = "animated"
     UNSUPPORTED = "unsupported"
+    CRASHED_DECODER = "crashed_decoder"
+    TIMED_OUT = "timed_out"
     DEAD_FEATURE_MAP = "dead_feature_map"
 
 

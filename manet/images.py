@@ -45,7 +45,11 @@ def decode(data: bytes, config: PictureConfig) -> Pixels:
         rgb = _pixels(data, header, config.size)
     except PictureError:
         raise
+    except MemoryError:
+        raise PictureError(Reason.TOO_LARGE, f"{header.format}: not enough memory to decode it") from None
     except Exception as error:  # a decoder's own error, whatever its type: these bytes are at fault
+        if "Insufficient memory" in str(error):
+            raise PictureError(Reason.TOO_LARGE, f"{header.format}: not enough memory to decode it") from None
         raise PictureError(Reason.CORRUPT, f"{header.format}: {_line(error)}") from None
     return _square(rgb, config.size)
 

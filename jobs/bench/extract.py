@@ -21,7 +21,8 @@ from cluster.tasks import run_tasks
 from cluster.telemetry import say
 from jobs.inputs import Table, open_model, open_table
 from jobs.pictures import load_picture
-from jobs.streaming import Describe, DescribeConfig, cut, picture_config, stream
+from jobs.planning import cut
+from jobs.streaming import Describe, DescribeConfig, picture_config, stream
 from manet.errors import PictureError
 from manet.pooling import DescriptorName
 
@@ -67,14 +68,14 @@ def run(config: Config) -> dict[str, Any]:
 
 def _bare(config: Config, table: Table, model: Artifact, workers: int, rows: int) -> float:
     """Pictures a second of the model alone: `workers` tasks side by side, pictures decoded beforehand."""
-    share = max(config.batch_size, min(128, rows // workers))
+    share = min(128, max(16, rows // workers))
     pictures = picture_config(model, config.size)
 
     def measure(worker: int) -> tuple[float, float, int]:
         decoded = [load_picture(uri, pictures) for _, uri in table.pictures(0, min(share, table.rows))]
         pixels = np.stack([picture for picture in decoded if not isinstance(picture, PictureError)])
         describer = Describe.load(model, (config.descriptor,), config)
-        describer.describe(pixels[: config.batch_size])  # warm
+        describer.describe(pixels[:16])  # warm
         meet = time.time() // 10 * 10 + 20  # all workers start together, on the clock
         time.sleep(max(0.0, meet - time.time()))
         started, done = time.time(), 0
@@ -94,7 +95,7 @@ def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dic
         started = time.monotonic()
         marks = []
         done = 0
-        for counts in stream(writer.store, table, model, config, (config.descriptor,), units):
+        for counts in stream((writer.store, writer.claim_sha256), table, model, config, (config.descriptor,), units):
             done += int(counts["rows"] + counts["rejects"])
             marks.append((time.monotonic(), done))
     first, last = marks[0], marks[-1]
