@@ -79,14 +79,14 @@ def test_memory_is_bounded_and_what_libraries_say_goes_nowhere(
 
 
 def test_closing_leaves_no_process_and_no_pipe(decoder: Decoder) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = {path.name for path in Path("/proc/self/fd").iterdir()}
     _decoded(decoder, [JPEG, b"crash"])
     decoder.decode([JPEG], np.zeros((1, 32, 32, 3), np.uint8))
     process = decoder._process
     assert process is not None
     decoder.close()
     assert process.returncode == -signal.SIGKILL
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
 
 
 def test_a_process_that_cannot_start_fails_the_job() -> None:
