@@ -74,6 +74,11 @@ class Claim(_Record):
     config: dict[str, Any]
     inputs: dict[str, str]
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the claim: what receipts carry."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
     def difference(self, other: "Claim") -> str:
         """Name what differs from `other` (the claim that stands in the folder), in one line."""
         if self.kind != other.kind:
@@ -187,7 +192,7 @@ class ArtifactWriter:
     @property
     def claim_sha256(self) -> str:
         """Hash of this run's claim, for `put_unit`."""
-        return hashlib.sha256(self.claim.model_dump_json().encode()).hexdigest()
+        return self.claim.sha256
 
     def _own(self, name: str) -> Receipt | None:
         """A receipt, unless there is none or it was written under another claim."""
@@ -318,6 +323,11 @@ class Artifact:
             for fault in pool.map(lambda part: _fault(self.store, part), self.manifest.parts):
                 if fault:
                     raise IntegrityError(fault)
+
+
+def peek(store: Store, record: type[_Model]) -> _Model | None:
+    """The `Claim` or `Manifest` of a folder, finished or not; None where there is none."""
+    return _read_json(store, {"Claim": CLAIM, "Manifest": MANIFEST}[record.__name__], record)
 
 
 def open_artifact(uri: str, kind: str) -> Artifact:

@@ -75,12 +75,38 @@ class Meter:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
-        elif now - self._said >= LOG_EVERY_S:
+        elif self.due():
             self._said, self._said_at = now, self.done
             say(self._line() + (f", {note}" if note else ""))
+
+    def due(self) -> bool:
+        """Whether the next `advance` says a line: a note that costs something need not be made otherwise."""
+        return self._bar is None and time.monotonic() - self._said >= LOG_EVERY_S
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = self.done / seconds
         left = f", {(self._total - self.done) / rate:.0f} s left" if 0 < self.done < self._total else ""
         return f"{self._label}: {self.done}/{self._total} {self._unit}, {rate:.3g}/s{left}"
+
+
+class Metrics:
+    """Counters of a worker that Ray exports to Prometheus, as `ray_manet_*`."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter
+
+        self._counters = {
+            name: Counter(f"manet_{name}", description=text, tag_keys=("kind",))
+            for name, text in (
+                ("pictures", "Pictures that are done, by kind: rows or rejects."),
+                ("stage_seconds", "Seconds that workers spent, by stage."),
+                ("stage_bytes", "Bytes moved, by stage."),
+                ("restarts", "What had to be done again, by kind: requests to the store, decode processes."),
+            )
+        }
+
+    def add(self, name: str, kind: str, value: float) -> None:
+        """Count something."""
+        if value > 0:
+            self._counters[name].inc(value, tags={"kind": kind})

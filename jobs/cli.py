@@ -30,6 +30,8 @@ JOBS: dict[str, str] = {
     "fewshot": "catalog -> labelled few-shot set (TF-IDF categories, split 8:2)",
     "train": "few-shot set -> model (Ray Train: saliency stage, then joint stage)",
     "extract": "catalog + model -> SR-MAC descriptors (Ray Data)",
+    "status": "a folder -> what is done, missing, rejected, from storage alone",
+    "verify": "descriptors -> every checksum, and a sample described again",
     "index": "descriptors -> sharded faiss index (Ray tasks)",
     "search": "index + pictures -> ranked ids, one JSON line a picture",
     "evaluate": "index + queries -> MAP@7 and its kin",
@@ -81,7 +83,9 @@ def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict
     return click.Command(name, params=options, callback=callback, help=_paragraphs(doc), short_help=JOBS.get(name))
 
 
-def _option(key: str, field: FieldInfo) -> click.Option:
+def _option(key: str, field: FieldInfo) -> click.Parameter:
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("argument"):
+        return click.Argument([key], metavar=key.upper())
     flag = f"--{key.replace('_', '-')}"
     kind = _inner_type(field.annotation)
     text = field.description or ""

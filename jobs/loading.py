@@ -103,6 +103,10 @@ class Loader:
         """Decode processes that had to be started again."""
         return sum(decoder.restarts for decoder in self._all)
 
+    def waits_for(self) -> str:
+        """What a load that is going on waits for: pictures of the store, or their decoding."""
+        return "the store" if self._idle.qsize() == len(self._all) else "decoding"
+
     def close(self) -> None:
         """End all threads and processes."""
         self._fetching.shutdown(cancel_futures=True)

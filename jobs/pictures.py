@@ -16,14 +16,14 @@ from manet.images import PictureConfig, decode
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def load_picture(uri: str, config: PictureConfig) -> Picture | PictureError:
-    """Fetch and decode one picture, uint8 [size, size, 3]; or why it cannot be used.
+def load_picture(uri: str, config: PictureConfig, data: bytes | None = None) -> Picture | PictureError:
+    """Fetch (unless its `data` are at hand) and decode one picture, uint8 [size, size, 3]; or why it cannot be used.
 
     Raises:
         RetryableStoreError: the store itself does not answer: no picture's fault, so the job must fail.
     """
     try:
-        return decode(read_uri(uri), config)
+        return decode(read_uri(uri) if data is None else data, config)
     except ObjectMissingError:
         return PictureError(Reason.MISSING, "no such file")
     except PermanentStoreError as error:

@@ -58,14 +58,14 @@ class Plan:
     models_max: int
     decoders: int
 
-    def lines(self, *, parts: int, done: int, pictures: int, part_mib: float, in_flight: int, processes: int) -> str:
-        """The plan for a person, one line."""
+    def line(self, *, parts: int, pictures: int, of: int, part_mib: float, in_flight: int, processes: int) -> str:
+        """The plan for a person."""
         mib = self.models_max * (MODEL_MIB + in_flight * part_mib) + processes * DECODER_MIB
         where = f"{self.decoders} decode actor(s)" if self.decoders else "decoding beside the model"
         more = f" (up to {self.models_max})" if self.models_max > self.models else ""
         return (
-            f"plan: {parts - done} of {parts} parts, {pictures} pictures; {self.models} model actor(s){more}, {where}, "
-            f"{processes} decode process(es); about {mib / 1024:.1f} GiB"
+            f"plan: {parts} parts, {pictures} of {of} pictures; {self.models} model actor(s){more}, {where}, "
+            f"{processes} decode process(es); at most about {mib / 1024:.1f} GiB"
         )
 
 

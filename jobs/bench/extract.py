@@ -22,7 +22,8 @@ from cluster.telemetry import say
 from jobs.inputs import Table, open_model, open_table
 from jobs.pictures import load_picture
 from jobs.planning import cut
-from jobs.streaming import Describe, DescribeConfig, picture_config, stream
+from jobs.streaming import DescribeConfig, picture_config, stream
+from jobs.workers import Describe
 from manet.errors import PictureError
 from manet.pooling import DescriptorName
 
