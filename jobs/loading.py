@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import ObjectMissingError, PermanentStoreError
-from cluster.storage import read_uri
 from jobs.decoding import SLOTS, Decoder, Frames
 from jobs.inputs import Table
-from jobs.pictures import reject_row
-from manet.errors import PictureError, Reason
+from jobs.pictures import fetch_picture, reject_row
+from manet.errors import PictureError
 from manet.images import PictureConfig
 
 FETCHES = 16  # requests in flight of one loader
@@ -138,11 +136,5 @@ class Loader:
 def _source(uri: str, data: bytes | None) -> tuple[bytes | PictureError, float]:
     """A picture's bytes, or why there are none; and the seconds that it took to get them."""
     began = time.monotonic()
-    found: bytes | PictureError
-    try:
-        found = read_uri(uri) if data is None else data
-    except ObjectMissingError:
-        found = PictureError(Reason.MISSING, "no such file")
-    except PermanentStoreError as error:
-        found = PictureError(Reason.UNREADABLE, str(error))
+    found = fetch_picture(uri, data)
     return found, time.monotonic() - began

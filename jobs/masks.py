@@ -4,6 +4,7 @@ An artifact of its own (kind `masks`), made by Ray tasks over row ranges: masks 
 picture that cannot be used is rejected here, with its reason, before training starts.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,10 @@ from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
 from cluster.storage import Store
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
+from jobs.decoding import Decoder
 from jobs.inputs import fetch_weights
 from jobs.parquet import parquet_bytes, read_parquet
-from jobs.pictures import check_rejects, load_picture, reject_row
+from jobs.pictures import Picture, check_rejects, fetch_picture, reject_row
 from manet.errors import PictureError
 from manet.images import PictureConfig
 from manet.tables import REJECTS
@@ -24,6 +26,8 @@ from manet.tables import REJECTS
 MASK_CLAIM = ("pseudo_masks",)
 MASK_SIZE = 256  # px: the maps are smooth, and training resizes them anyway
 UNIT_ROWS = 64
+FETCHES = 8  # requests in flight of one task
+PICTURE_SECONDS = 20.0  # time limit of decoding one picture
 MASKS = pa.schema(
     [
         ("image_id", pa.string()),
@@ -70,8 +74,8 @@ def _mask_unit(store: Store, fewshot: Artifact, source: str, unit: tuple[str, st
     saliency = pseudo_mask(source, fetch_weights)
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, str]] = []
-    for row in table.select(["image_id", "uri", "label"]).to_pylist():
-        picture = load_picture(row["uri"], PictureConfig(size=MASK_SIZE))
+    listed = table.select(["image_id", "uri", "label"]).to_pylist()
+    for row, picture in zip(listed, _prepared([row["uri"] for row in listed]), strict=True):
         if isinstance(picture, PictureError):
             rejects.append(reject_row(row["image_id"], row["uri"], "masks", picture))
             continue
@@ -84,3 +88,22 @@ def _mask_unit(store: Store, fewshot: Artifact, source: str, unit: tuple[str, st
         table = pa.Table.from_pylist(rejects, schema=REJECTS)
         blobs[f"rejects-{name}.parquet"] = Blob(data=parquet_bytes(table), rows=len(rejects))
     put_unit(store, name, blobs, {"rows": len(rows), "rejects": len(rejects)})
+
+
+def _prepared(uris: list[str]) -> list[Picture | PictureError]:
+    """The pictures at MASK_SIZE, decoded in a process of their own: after this, training decodes them in its own."""
+    with ThreadPoolExecutor(FETCHES) as pool:
+        found: list[bytes | PictureError] = list(pool.map(fetch_picture, uris))
+    readable = [data for data in found if isinstance(data, bytes)]
+    frames = np.empty((len(readable), MASK_SIZE, MASK_SIZE, 3), np.uint8)
+    decoder = Decoder(PictureConfig(size=MASK_SIZE), PICTURE_SECONDS)
+    try:
+        faults = iter(decoder.decode(readable, frames))
+    finally:
+        decoder.close()
+    pictures = iter(frames)
+    return [data if isinstance(data, PictureError) else _either(next(pictures), next(faults)) for data in found]
+
+
+def _either(picture: Picture, fault: PictureError | None) -> Picture | PictureError:
+    return picture if fault is None else fault

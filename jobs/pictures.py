@@ -16,18 +16,29 @@ from manet.images import PictureConfig, decode
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def load_picture(uri: str, config: PictureConfig, data: bytes | None = None) -> Picture | PictureError:
-    """Fetch (unless its `data` are at hand) and decode one picture, uint8 [size, size, 3]; or why it cannot be used.
+def fetch_picture(uri: str, data: bytes | None = None) -> bytes | PictureError:
+    """A picture's bytes (its `data`, where they are at hand); or why there are none.
 
     Raises:
         RetryableStoreError: the store itself does not answer: no picture's fault, so the job must fail.
     """
     try:
-        return decode(read_uri(uri) if data is None else data, config)
+        return read_uri(uri) if data is None else data
     except ObjectMissingError:
         return PictureError(Reason.MISSING, "no such file")
     except PermanentStoreError as error:
         return PictureError(Reason.UNREADABLE, str(error))
+
+
+def load_picture(uri: str, config: PictureConfig, data: bytes | None = None) -> Picture | PictureError:
+    """Fetch and decode one picture in this process, uint8 [size, size, 3]; or why it cannot be used.
+
+    Raises:
+        RetryableStoreError: as `fetch_picture`.
+    """
+    found = fetch_picture(uri, data)
+    try:
+        return found if isinstance(found, PictureError) else decode(found, config)
     except PictureError as error:
         return error
 

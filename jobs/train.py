@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
 from cluster.errors import BadInputError
@@ -94,6 +94,12 @@ class Config(JobConfig):
     """Times that training restarts from the newest checkpoint after a lost worker."""
     max_rejects: float = how(0.01, ge=0, le=1)
     """Share of the few-shot pictures that may be unusable before the job fails."""
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "Config":
+        if self.saliency_epochs + self.epochs == 0:
+            raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
+        return self
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def test_missing_weights_are_an_error(manet: Run, fewshot: Path, tmp_path: Path)
 
 def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp_path: Path) -> None:
     command = ["train", "--fewshot", fewshot, "--init", model, "--out", tmp_path / "model", "--size", 64]
-    command += ["--saliency-epochs", 0, "--epochs", 0, "--pseudo-masks", "classical"]
+    command += ["--saliency-epochs", 0, "--pseudo-masks", "classical"]
+    assert_refused(manet(*command, "--epochs", 0), 2, "nothing would be trained")
     assert_refused(manet(*command, "--backbone", "resnet18"), 2, "--backbone resnet18", "has efficientnet-lite0")
     assert not (tmp_path / "model").exists()
 
