@@ -4,8 +4,12 @@
   manet ingest --source training_public.csv --images s3://perfect-500k/train --out catalog
   manet ingest --source val.csv --images s3://perfect-500k/val --kind queries --out queries
 
-Only the table is written; pictures stay where they are and are read by their URIs. What is wrong with a row (no id, a doubled
-id, no answers) is said with its file and row, and nothing is written.
+  manet ingest --source s3://shop/shards --format tar --out s3://shop/catalog
+  manet ingest --source s3://shop/pictures --pack --out s3://shop/catalog
+
+Only the table is written; pictures stay where they are and are read by their URIs. With --pack, and from tar shards, the
+pictures' bytes are written into the table's parts, which `extract` reads in few requests (Ray tasks; resumable). What is
+wrong with a row (no id, a doubled id, no answers) is said with its file and row, and nothing is written.
 """
 
 import hashlib
@@ -20,18 +24,21 @@ from pydantic import field_validator
 
 from cluster.artifact import ArtifactWriter, Blob, Input, put_unit
 from cluster.errors import BadInputError, ObjectMissingError
+from cluster.session import ray_session
 from cluster.storage import open_store, resolve_uri, split_uri
+from cluster.tasks import run_tasks
+from cluster.telemetry import Meter
 from jobs.config import JobConfig
 from jobs.inputs import Kind
 from jobs.make import make
+from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
 from jobs.parquet import parquet_bytes
 from manet.errors import InputError
 from manet.tables import check_catalog, check_queries
 
 PART_ROWS = 100_000
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _HEADERS = {"id", "image id", "training image id"}  # first cell of a CSV that has a header
-Format = Literal["auto", "folder", "table", "urls", "training-csv", "validation-csv"]
+Format = Literal["auto", "folder", "tar", "table", "urls", "training-csv", "validation-csv"]
 
 
 class Config(JobConfig):
@@ -43,6 +50,8 @@ class Config(JobConfig):
     """What to write."""
     format: Format = "auto"
     """What the source is; auto: by its name and its header."""
+    pack: bool = False
+    """Write the pictures' bytes into the catalog; tar shards are always packed."""
     images: str = ""
     """Where the challenge's pictures lie: IMAGES/ID.jpg."""
 
@@ -55,6 +64,10 @@ class Config(JobConfig):
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     form = _guess(config) if config.format == "auto" else config.format
+    if config.kind == "queries" and (config.pack or form == "tar"):
+        raise BadInputError("--kind queries: only catalogs are packed; drop --pack")
+    if form == "tar":
+        return _run_tar(config)
     if form == "folder":
         table, digest = _folder(config), ""
     else:
@@ -66,7 +79,58 @@ def run(config: Config) -> dict[str, Any]:
         raise BadInputError(f"--source {config.source}: no pictures found ({', '.join(PICTURES)})")
     digest = digest or hashlib.sha256(parquet_bytes(checked)).hexdigest()
     inputs = {"source": Input(uri=config.source, sha256=digest)}
+    if config.pack:
+        return make(config, "catalog", inputs, partial(_pack, config, checked))
     return make(config, config.kind, inputs, partial(_write, config.kind, checked))
+
+
+def _pack(config: Config, table: pa.Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+    starts = {f"{index:05d}": start for index, start in enumerate(range(0, table.num_rows, PACK_ROWS))}
+
+    def work(unit: str) -> int:
+        return pack_rows(writer.store, unit, table.slice(starts[unit], PACK_ROWS))["rows"]
+
+    return _packed(config, writer, list(starts), work)
+
+
+def _run_tar(config: Config) -> dict[str, Any]:
+    """Every shard becomes a part."""
+    shards = tar_shards(config.source)
+    if not shards:
+        raise BadInputError(f"--source {config.source}: no .tar file there")
+    sizes = []
+    for uri in shards:
+        store, name = split_uri(uri)
+        sizes.append(f"{uri} {store.size(name)}")
+    inputs = {"source": Input(uri=config.source, sha256=hashlib.sha256("\n".join(sizes).encode()).hexdigest())}
+
+    def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+        units = {f"{index:05d}": uri for index, uri in enumerate(shards)}
+        names, summary = _packed(
+            config, writer, list(units), lambda unit: pack_tar(writer.store, unit, units[unit])["rows"]
+        )
+        files = [writer.store.open(f"catalog-{unit}.parquet") for unit in names]
+        ids = [name for file in files for name in pq.read_table(file, columns=["image_id"])["image_id"].to_pylist()]
+        check_ids(ids, f"--source {config.source}")
+        if not ids:
+            raise BadInputError(f"--source {config.source}: the shards hold no pictures ({', '.join(PICTURES)})")
+        return names, summary
+
+    return make(config, "catalog", inputs, build)
+
+
+def _packed(
+    config: Config, writer: ArtifactWriter, units: list[str], work: Callable[[str], int]
+) -> tuple[list[str], dict[str, Any]]:
+    done = writer.finished()
+    todo = [unit for unit in units if unit not in done]
+    if todo:
+        with ray_session(config), Meter("pack", len(todo), "parts") as meter:
+            for _ in run_tasks(work, todo):
+                meter.advance(1)
+    receipts = writer.receipts(units)
+    counts = {key: int(sum(receipt.counts[key] for receipt in receipts)) for key in ("rows", "unread")}
+    return units, {**counts, "packed": True}
 
 
 def _write(kind: Kind, table: pa.Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
@@ -88,6 +152,8 @@ def _guess(config: Config) -> Format:
         return "table"
     if name.endswith(".txt"):
         return "urls"
+    if name.endswith(".tar"):
+        return "tar"
     if not name.endswith(".csv"):
         return "folder"
     head = _read(config.source)[:4096].decode("utf-8-sig", "replace").splitlines()[:1]

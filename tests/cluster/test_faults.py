@@ -1,0 +1,45 @@
+"""S3 through a proxy that goes wrong: every call still ends right, and is counted."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cluster import s3 as s3_module
+from cluster.errors import RetryableStoreError
+from cluster.faults import Faults, FaultyProxy
+from cluster.local_s3 import LocalS3
+from cluster.storage import open_store
+
+
+@pytest.fixture
+def _own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of this test alone, for another endpoint."""
+    monkeypatch.setattr(s3_module, "_clients", {})
+    monkeypatch.setattr(s3_module, "BACKOFF_S", 0.01)
+
+
+@pytest.mark.usefixtures("_own_client")
+def test_every_call_ends_right(s3: LocalS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = Faults(busy=0.1, denied=0.05, reset=0.08, stall=0.03, truncated=0.08, stall_s=0.2)
+    bodies = {f"{number:03d}": bytes([number % 251]) * (number * 97 + 1) for number in range(150)}
+    with FaultyProxy(s3.environ["AWS_ENDPOINT_URL"], faults) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store, before = open_store(s3_root), s3_module.retries_seen()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda item: store.write(*item), bodies.items()))
+            read = dict(zip(bodies, pool.map(store.read, bodies), strict=True))
+        assert read == bodies
+        assert {entry.name: entry.size for entry in store.list()} == {name: len(data) for name, data in bodies.items()}
+        assert all(proxy.counts[name] > 0 for name in ("busy", "denied", "reset", "stall", "truncated"))
+        assert s3_module.retries_seen() - before >= sum(proxy.counts[name] for name in ("busy", "denied"))
+
+
+@pytest.mark.usefixtures("_own_client")
+def test_a_store_that_never_answers_is_an_error_in_bounded_time(
+    s3: LocalS3, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyProxy(s3.environ["AWS_ENDPOINT_URL"], Faults(busy=1.0)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(RetryableStoreError, match="the store is busy"):
+            open_store(s3_root).read("x")
+        assert proxy.counts["busy"] == s3_module.ATTEMPTS
