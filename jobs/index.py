@@ -2,7 +2,7 @@
 
   manet index --descriptors s3://shop/descriptors --out s3://shop/index
 
-Ray tasks: one trains the quantizer (OPQ, IVF, PQ) on a uniform sample of all parts, then each shard is built from its own
+Ray tasks: one trains the quantizer (rotation, IVF, PQ) on a uniform sample of all parts, then each shard is built from its own
 descriptor parts with that same quantizer. Writes stock faiss files (`trained.faiss`, `shard-*.faiss`), the shards' ids and
 float16 vectors (`shard-*.ids.parquet`, `shard-*.refine.npy`), `query.json` (how a query must be described) and
 `report.json`. The same command again keeps the finished shards.
@@ -43,7 +43,7 @@ class Config(JobConfig):
     descriptors: str
     """Descriptors artifact."""
     factory: str = "auto"
-    """faiss index factory string, or `auto`: flat while a quantizer would lack training points, else OPQ,IVF,PQ."""
+    """faiss index factory string, or `auto`: flat while a quantizer would lack training points, else rotation,IVF,PQ."""
     shard_rows: int = Field(default=131072, ge=1)
     """Most rows of a shard (shards are cut at the borders of descriptor parts)."""
     seed: int = Field(default=0, ge=0)
@@ -126,7 +126,7 @@ def _train_quantizer(store: Store, descriptors: Artifact, config: Config, factor
         if here.size:
             sample.append(read_descriptors(descriptors, part)[1][here])
         first += part.rows
-    vectors = np.concatenate(sample).astype(np.float32)
+    vectors = np.concatenate(sample)
     trained = train(vectors, factory, seed=config.seed, threads=max(1, int(config.train_cpus)), gpus=config.train_gpus)
     spec = QuerySpec.of(descriptors)
     put_unit(

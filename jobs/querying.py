@@ -12,7 +12,8 @@ from jobs.parquet import read_parquet
 from jobs.streaming import DescribeConfig
 from manet.describe import Precision
 from manet.pooling import DescriptorName
-from manet.search import Searcher, ShardFiles
+from manet.search import Searcher
+from manet.shards import ShardFiles
 from manet.tables import descriptors_to_numpy
 
 _Config = TypeVar("_Config", bound=DescribeConfig)

@@ -99,4 +99,3 @@ def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dic
             marks.append((time.monotonic(), done))
     first, last = marks[0], marks[-1]
     return {"rate": (last[1] - first[1]) / (last[0] - first[0]), "start_up": first[0] - started}
-
