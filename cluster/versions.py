@@ -70,7 +70,9 @@ def list_versions(uri: str, kind: str) -> list[Artifact]:
     """All versions that can be opened, oldest first."""
     newest = open_artifact(uri, kind)
     numbers = version_numbers(newest.store)
-    return [open_artifact(uri, kind, version=number) for number in numbers if number < newest.manifest.number] + [newest]
+    return [open_artifact(uri, kind, version=number) for number in numbers if number < newest.manifest.number] + [
+        newest
+    ]
 
 
 def drop_versions(store: Store, doomed: Sequence[Artifact], kept: Sequence[Artifact]) -> list[str]:

@@ -104,7 +104,7 @@ def train(sample_ND: Matrix, factory: str, *, seed: int = 0, threads: int = 1, g
     faiss.omp_set_num_threads(threads)
     axes, rest = split_factory(factory, sample_ND.shape[1])
     try:
-        index = faiss.index_factory(axes or sample_ND.shape[1], rest, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(axes or sample_ND.shape[1], rest, faiss.METRIC_INNER_PRODUCT)
         if axes:
             transform = principal_rotation(sample_ND, axes, index.pq.M)
             sample_ND = rotate(transform, sample_ND)
@@ -159,6 +159,14 @@ def inverted_file(index: Any) -> Any:  # noqa: ANN401 - faiss has no types
     return inner if isinstance(inner, faiss.IndexIVF) else None
 
 
+def transforms(index: Any) -> list[Any]:  # noqa: ANN401 - faiss has no types
+    """What a query goes through before the inverted file, in order."""
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    chain = cast(Any, index.chain)
+    return [chain.at(place) for place in range(chain.size())]
+
+
 def build_shard(trained: bytes, blocks: Iterable[Matrix], *, threads: int = 1) -> Any:  # noqa: ANN401 - faiss.Index
     """A shard: blocks of vectors [n, D] added to the trained quantizer in order, so that row i has id i.
 
@@ -194,9 +202,8 @@ def quantization_error(index: Any, vectors_ND: Matrix) -> float:  # noqa: ANN401
         return 0.0
     vectors = np.ascontiguousarray(vectors_ND, np.float32)
     turned = vectors
-    if isinstance(index, faiss.IndexPreTransform):
-        for place in range(index.chain.size()):
-            turned = index.chain.at(place).apply(turned)
+    for transform in transforms(index):
+        turned = transform.apply(turned)
     decoded = ivf.sa_decode(ivf.sa_encode(turned))
     dropped = (vectors.astype(np.float64) ** 2).sum(1) - (turned.astype(np.float64) ** 2).sum(1)
     lost = ((turned - decoded).astype(np.float64) ** 2).sum(1)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from manet.errors import InputError
+from manet.index import transforms
 from manet.shards import Matrix, Shard, ShardFiles
 
 DEFAULT_REFINE = 100  # candidates that are re-scored
@@ -138,7 +139,7 @@ class Searcher:
         chosen: list[list[tuple[int, Matrix]]] = [[] for _ in queries]
         open_ones, asked = np.arange(len(queries)), wanted + _SPARE
         while len(open_ones):
-            picked = (turned[open_ones], None, None)
+            picked: tuple[Matrix, Matrix | None, Matrix | None] = (turned[open_ones], None, None)
             if cells is not None and closeness is not None:
                 picked = (turned[open_ones], cells[open_ones], closeness[open_ones])
             found = each(
@@ -159,9 +160,8 @@ class Searcher:
         if ivf is None:
             return queries, None, None
         turned = queries
-        if isinstance(index, faiss.IndexPreTransform):
-            for place in range(index.chain.size()):
-                turned = index.chain.at(place).apply(turned)
+        for transform in transforms(index):
+            turned = transform.apply(turned)
         nprobe = self.nprobe
         if allowed is not None:  # the fewer rows may answer, the wider they lie
             nprobe = min(ivf.nlist, -(-nprobe * sum(map(len, self._shards)) // max(1, allowed.rows)))

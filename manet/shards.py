@@ -6,7 +6,7 @@ Shape letters: Q queries, D dimensions.
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -19,6 +19,7 @@ from manet.index import inverted_file
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 DETAILS = ("uri", "description", "category", "group")  # columns of a shard's ids beside image_id; all may be absent
+swig = cast(Any, faiss)  # faiss's stubs know no keyword of a constructor
 _NOTHING = np.empty(0, np.int64)
 
 
@@ -84,10 +85,10 @@ class Shard:
         """
         selector = None if allowed is None else _selector(allowed)
         if cells is None or closeness is None:
-            options = faiss.SearchParameters(sel=selector[0]) if selector else None
+            options = swig.SearchParameters(sel=selector[0]) if selector else None
             found: tuple[Matrix, Matrix] = self.index.search(turned_QD, count, params=options)
             return found
-        options = faiss.SearchParametersIVF(nprobe=cells.shape[1], **({"sel": selector[0]} if selector else {}))
+        options = swig.SearchParametersIVF(nprobe=cells.shape[1], **({"sel": selector[0]} if selector else {}))
         products = np.empty((len(turned_QD), count), np.float32)
         rows = np.empty((len(turned_QD), count), np.int64)
         pointers = map(faiss.swig_ptr, (cells, closeness, products, rows))
@@ -113,7 +114,7 @@ class Shard:
 
 def _with_quantizer(own: Any, quantizer: Any) -> Any:  # noqa: ANN401 - faiss.IndexIVFPQ, faiss.Index
     """The inverted lists and codes of `own` under another coarse quantizer, so that its own one can be freed."""
-    slim = faiss.IndexIVFPQ(quantizer, own.d, own.nlist, own.pq.M, own.pq.nbits, own.metric_type, False)
+    slim = swig.IndexIVFPQ(quantizer, own.d, own.nlist, own.pq.M, own.pq.nbits, own.metric_type, False)
     slim.pq = own.pq
     slim.by_residual, slim.is_trained, slim.ntotal = own.by_residual, True, own.ntotal
     own.own_invlists = False
@@ -124,7 +125,7 @@ def _with_quantizer(own: Any, quantizer: Any) -> Any:  # noqa: ANN401 - faiss.In
 def _selector(allowed: Matrix) -> tuple[Any, Matrix]:
     """A faiss selector of rows, and the bits that it points into (which must outlive it)."""
     bits = np.packbits(allowed, bitorder="little")
-    return faiss.IDSelectorBitmap(bits), bits
+    return swig.IDSelectorBitmap(bits), bits
 
 
 def _mapped_table(path: Path) -> pa.Table:
