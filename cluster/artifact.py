@@ -32,7 +32,8 @@ from cluster.errors import (
 from cluster.storage import Store, open_store
 
 FORMAT_VERSION = 1
-MANIFEST, CLAIM, RECEIPTS = "manifest.json", "claim.json", "receipts"
+MANIFEST, CLAIM, RECEIPTS, VERSIONS = "manifest.json", "claim.json", "receipts", "versions"
+_OPENINGS = 5  # tries to open the newest version while others are being pruned
 _Model = TypeVar("_Model", bound=BaseModel)
 CHECK_THREADS = 8  # files that are hashed side by side when a run is resumed or verified
 
@@ -97,16 +98,41 @@ class Claim(_Record):
 
 
 class Manifest(_Record):
-    """`manifest.json`: the whole of what a reader may rely on."""
+    """`manifest.json`: the whole of what a reader may rely on.
+
+    `version` is the format's, `number` that of the content: 1 as made, one more with each change (`cluster.versions`).
+    `checksum` is the sha256 of the file with an empty checksum; a manifest without one is of an earlier program.
+    """
 
     kind: str
     version: int
+    number: int = 1
     created: str
     config: dict[str, Any]
     code: dict[str, str]
     inputs: dict[str, Input]
     parts: tuple[Part, ...]
     summary: dict[str, Any]
+    checksum: str = ""
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """A manifest as its file, with its checksum."""
+    bare = manifest.model_copy(update={"checksum": ""}).model_dump_json(indent=1).encode()
+    head, empty, tail = bare.rpartition(b'"checksum": ""')
+    digest = hashlib.sha256(bare).hexdigest().encode()
+    return head + empty[:-1] + digest + b'"' + tail
+
+
+def version_name(number: int) -> str:
+    """Name of the manifest of a version."""
+    return MANIFEST if number == 1 else f"{VERSIONS}/manifest-{number:05d}.json"
+
+
+def version_numbers(store: Store) -> list[int]:
+    """Numbers of the versions whose manifests stand, ascending."""
+    later = [int(entry.name[-10:-5]) for entry in store.list(f"{VERSIONS}/manifest-")]
+    return ([1] if store.exists(MANIFEST) else []) + sorted(later)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +212,8 @@ class ArtifactWriter:
             writer._start_over()
         elif overwrite:
             writer._start_over()
-        writer.manifest = _read_json(store, MANIFEST, Manifest)
+        numbers = version_numbers(store)
+        writer.manifest = _read_manifest(store, numbers[-1])[0] if numbers else None
         return writer
 
     @property
@@ -260,7 +287,7 @@ class ArtifactWriter:
             summary=dict(summary),
         )
         try:
-            self.store.write_if_absent(MANIFEST, manifest.model_dump_json(indent=1).encode())
+            self.store.write_if_absent(MANIFEST, manifest_bytes(manifest))
         except AlreadyExistsError:
             raise JobFailedError(
                 f"{self.store.uri(MANIFEST)}: another run committed this artifact first; its result stands"
@@ -296,8 +323,13 @@ class Artifact:
         Raises:
             IntegrityError: size or sha256 differ.
         """
-        data = self.store.read(part.name)
-        _check(self.store, part, len(data), hashlib.sha256(data).hexdigest())
+        return self.checked(self.store, part)
+
+    @staticmethod
+    def checked(store: Store, part: Part) -> bytes:
+        """As `read`, of a part that no manifest may name yet."""
+        data = store.read(part.name)
+        _check(store, part, len(data), hashlib.sha256(data).hexdigest())
         return data
 
     def download(self, part: Part, folder: Path) -> Path:
@@ -311,6 +343,30 @@ class Artifact:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.store.download(part.name, path)
             _check(self.store, part, path.stat().st_size, _sha256_file(path))
+        return path
+
+    def local(self, part: Part, cache: Path) -> Path:
+        """A part as a file of this machine, checked: where it lies, or brought into `cache` under its sha256.
+
+        Raises:
+            IntegrityError: size or sha256 differ.
+            ObjectMissingError: it is gone (its version was pruned).
+        """
+        path = self.store.local_path(part.name)
+        if path is None:
+            folder = cache / part.sha256
+            path = folder / Path(part.name).name
+            if not path.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                self.store.download(part.name, path)
+        elif not path.is_file():
+            raise ObjectMissingError(f"{path}: no such file")
+        try:
+            _check(self.store, part, path.stat().st_size, _sha256_file(path))
+        except IntegrityError:
+            if self.store.local_path(part.name) is None:
+                path.unlink(missing_ok=True)  # the next opening fetches it again
+            raise
         return path
 
     def verify(self) -> None:
@@ -330,28 +386,55 @@ def peek(store: Store, record: type[_Model]) -> _Model | None:
     return _read_json(store, {"Claim": CLAIM, "Manifest": MANIFEST}[record.__name__], record)
 
 
-def open_artifact(uri: str, kind: str) -> Artifact:
-    """Open a committed artifact of one kind.
+def open_artifact(uri: str, kind: str, version: int = 0) -> Artifact:
+    """Open a committed artifact of one kind, its newest version or the one of a number.
 
     Raises:
         ArtifactMissingError: no manifest there.
         WrongKindError: an artifact of another kind.
+        IntegrityError: a manifest that differs from its own checksum.
         BadInputError: a manifest that cannot be read.
     """
     store = open_store(uri)
-    try:
-        raw = store.read(MANIFEST)
-    except ObjectMissingError:
+    for _ in range(_OPENINGS):
+        later = [int(entry.name[-10:-5]) for entry in store.list(f"{VERSIONS}/manifest-")]
+        number = version or max(later, default=1)
+        try:
+            manifest, sha256 = _read_manifest(store, number)
+            break
+        except ObjectMissingError:
+            if version or number == 1:
+                continue
+    else:
         state = "an unfinished run: run its command again" if store.exists(CLAIM) else "nothing committed"
-        raise ArtifactMissingError(f"{store.uri('')} is not {_a(kind)} artifact: {state} (no {MANIFEST})") from None
-    manifest = _parse(raw, Manifest, store.uri(MANIFEST))
+        state = f"it has no version {version}" if version and version_numbers(store) else state
+        raise ArtifactMissingError(f"{store.uri('')} is not {_a(kind)} artifact: {state} (no {version_name(number)})")
     if manifest.kind != kind:
         raise WrongKindError(f"{store.uri('')} holds {_a(manifest.kind)}, but {_a(kind)} is needed here")
     if manifest.version > FORMAT_VERSION:
         raise BadInputError(
-            f"{store.uri(MANIFEST)} is of format {manifest.version}; this program reads {FORMAT_VERSION}"
+            f"{store.uri(version_name(number))} is of format {manifest.version}; this program reads {FORMAT_VERSION}"
         )
-    return Artifact(store=store, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+    return Artifact(store=store, manifest=manifest, sha256=sha256)
+
+
+def _read_manifest(store: Store, number: int) -> tuple[Manifest, str]:
+    """A version's manifest, held against its own checksum, and the sha256 of its file."""
+    name = version_name(number)
+    raw = store.read(name)
+    manifest = _parse(raw, Manifest, store.uri(name))
+    digest = f'"checksum": "{manifest.checksum}"'.encode()
+    head, found, tail = raw.rpartition(digest)
+    bare = head + b'"checksum": ""' + tail
+    if manifest.checksum and not (found and hashlib.sha256(bare).hexdigest() == manifest.checksum):
+        raise IntegrityError(f"{store.uri(name)} is damaged: it differs from its own checksum")
+    return manifest, hashlib.sha256(raw).hexdigest()
+
+
+def finished_unit(store: Store, unit: str) -> Receipt | None:
+    """A unit's receipt, when it stands and its files are whole."""
+    receipt = _read_json(store, f"{RECEIPTS}/{unit}.json", Receipt)
+    return receipt if receipt is not None and _is_whole(store, receipt) else None
 
 
 def _put(store: Store, name: str, blob: Blob) -> Part:
@@ -425,13 +508,14 @@ def _refuse_foreign(store: Store) -> None:
 
 
 def _clear(store: Store) -> None:
-    """Drop what jobs wrote: the manifest first, so that no reader sees half of it."""
-    manifest = _read_json(store, MANIFEST, Manifest)
-    names = {part.name for part in manifest.parts} if manifest else set()
+    """Drop what jobs wrote: the manifests first, so that no reader sees half of it."""
+    manifests = [version_name(number) for number in version_numbers(store)]
+    found = [_read_json(store, name, Manifest) for name in manifests]
+    names = {part.name for manifest in found if manifest for part in manifest.parts}
     receipts = [entry.name for entry in store.list(f"{RECEIPTS}/")]
     for receipt in (_read_json(store, name, Receipt) for name in receipts):
         names |= {part.name for part in receipt.parts} if receipt else set()
-    for name in (MANIFEST, *sorted(names), *receipts):
+    for name in (*manifests, *sorted(names), *receipts):
         if store.exists(name):
             store.delete(name)
 

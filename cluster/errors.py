@@ -12,6 +12,7 @@ ClusterError
 |       `-- AlreadyExistsError a put-if-absent that found something
 |-- IntegrityError             size, checksum or rows differ from what a manifest says (exit 1)
 `-- JobFailedError             too many rejects, a lost race for a commit, training that failed (exit 1)
+    `-- LostRaceError          another writer committed this version first
 """
 
 
@@ -61,3 +62,7 @@ class IntegrityError(ClusterError):
 
 class JobFailedError(ClusterError):
     """A job did its work and did not succeed."""
+
+
+class LostRaceError(JobFailedError):
+    """Another writer committed this version of an artifact first."""

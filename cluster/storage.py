@@ -82,6 +82,10 @@ class Store(ABC):
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens when there is none."""
 
+    def local_path(self, name: str) -> Path | None:
+        """Where the object lies as a file of this machine; None where it does not."""
+        return None
+
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
         return self.size(name) is not None
@@ -138,6 +142,10 @@ class LocalStore(Store):
     @override
     def uri(self, name: str = "") -> str:
         return str(self._path(name)) if name else str(self.root)
+
+    @override
+    def local_path(self, name: str) -> Path | None:
+        return self._path(name)
 
     @override
     def child(self, name: str) -> "LocalStore":

@@ -34,6 +34,7 @@ JOBS: dict[str, str] = {
     "verify": "descriptors -> every checksum, and a sample described again",
     "index": "descriptors -> sharded faiss index (Ray tasks)",
     "search": "index + pictures -> ranked ids, one JSON line a picture",
+    "dedup": "index -> groups of near-duplicates (Ray tasks)",
     "evaluate": "index + queries -> MAP@7 and its kin",
     "compare": "catalog + queries + model -> every descriptor side by side",
     "report": "what the jobs wrote -> one self-contained page",
@@ -57,12 +58,37 @@ class _Jobs(click.Group):
                 name: command(name, config, run, module.__doc__ or "")
                 for name, (config, run) in module.COMMANDS.items()
             }
+            if hasattr(module, "Config"):
+                return _Family(command(cmd_name, module.Config, module.run, module.__doc__ or ""), commands)
             return click.Group(cmd_name, commands, help=_paragraphs(module.__doc__ or ""))
         return command(cmd_name, module.Config, module.run, module.__doc__ or "")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Jobs"):
             formatter.write_dl(list(JOBS.items()))
+
+
+class _Family(click.Command):
+    """A command of its own that has others below it: `manet index --descriptors ...`, `manet index add ...`."""
+
+    def __init__(self, own: click.Command, others: dict[str, click.Command]) -> None:
+        super().__init__(own.name, params=own.params, callback=own.callback, help=own.help, short_help=own.short_help)
+        self.others = others
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401 - as click has it
+    ) -> click.Context:
+        if args and args[0] in self.others:
+            return self.others[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands below it, each with its own --help"):
+            formatter.write_dl([(name, other.short_help or "") for name, other in self.others.items()])
 
 
 def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict[str, Any]], doc: str) -> click.Command:
@@ -80,7 +106,13 @@ def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict
         given.pop("debug")
         emit_summary(run(_load(config, given.pop("config"), given)))
 
-    return click.Command(name, params=options, callback=callback, help=_paragraphs(doc), short_help=JOBS.get(name))
+    return click.Command(
+        name,
+        params=options,
+        callback=callback,
+        help=_paragraphs(doc),
+        short_help=JOBS.get(name) or (run.__doc__ or "").strip().partition("\n")[0],
+    )
 
 
 def _option(key: str, field: FieldInfo) -> click.Parameter:

@@ -156,13 +156,17 @@ def open_model(uri: str) -> Artifact:
     return open_artifact(uri, "model")
 
 
+def cache_folder() -> Path:
+    """Where this machine keeps what it brought from a store."""
+    return Path(os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}")
+
+
 def local_copy(artifact: Artifact, prefix: str = "") -> Path:
     """A folder on this machine with the artifact's parts (those that start with `prefix`), checked; kept by checksum.
 
     The cache is $MANET_CACHE, else a folder of this user's under the system's temporary folder.
     """
-    root = os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}"
-    folder = Path(root) / artifact.sha256[:32]
+    folder = cache_folder() / artifact.sha256[:32]
     folder.mkdir(parents=True, exist_ok=True)
     for part in artifact.parts(prefix):
         artifact.download(part, folder)

@@ -1,18 +1,21 @@
 """How a query meets an index: described exactly as the gallery was, searched in all shards."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cluster.artifact import Artifact, Input, Part
-from cluster.errors import BadInputError, IntegrityError
-from jobs.inputs import Table, local_copy, open_model
+from cluster.artifact import Artifact, Input, Part, open_artifact
+from cluster.errors import BadInputError, IntegrityError, ObjectMissingError
+from cluster.storage import read_uri
+from jobs.inputs import Table, cache_folder, open_model
 from jobs.parquet import read_parquet
 from jobs.streaming import DescribeConfig
 from manet.describe import Precision
 from manet.pooling import DescriptorName
-from manet.search import Searcher, ShardFiles
+from manet.search import Searcher
+from manet.shards import ShardFiles
 from manet.tables import descriptors_to_numpy
 
 _Config = TypeVar("_Config", bound=DescribeConfig)
@@ -75,23 +78,86 @@ def read_all(descriptors: Artifact) -> tuple[list[str], np.ndarray[Any, np.dtype
     return [name for names, _ in pairs for name in names], np.concatenate([vectors for _, vectors in pairs])
 
 
+def read_ids(uri: str, flag: str) -> list[str]:
+    """Image ids from a text file, one a line; sorted, each once.
+
+    Raises:
+        BadInputError: there is no such file, it is not text, or it has no line.
+    """
+    try:
+        lines = read_uri(uri).decode().splitlines()
+    except (ObjectMissingError, UnicodeDecodeError):
+        raise BadInputError(f"{flag} {uri}: no such text file; it has one id a line") from None
+    ids = sorted({line.strip() for line in lines if line.strip()})
+    if not ids:
+        raise BadInputError(f"{flag} {uri}: the file has no ids; it has one a line")
+    return ids
+
+
 def relevant_ids(queries: Table) -> dict[str, list[str]]:
     """query_id -> the gallery ids that answer it."""
     table = queries.read(columns=["query_id", "uri", "relevant"])
     return dict(zip(table["query_id"].to_pylist(), table["relevant"].to_pylist(), strict=True))
 
 
+def open_index(uri: str, version: int = 0) -> Artifact:
+    """An index, its newest version or the one of a number."""
+    return open_artifact(uri, "index", version=version)
+
+
 def open_searcher(index: Artifact, *, nprobe: int = 0, refine: int = 0, threads: int = 1) -> Searcher:
-    """A searcher over all shards of an index; its files are brought to this machine first, checked."""
-    folder = local_copy(index, "shard-")
+    """A searcher over all shards of an index: every file is held against the manifest before it is parsed.
+
+    Raises:
+        IntegrityError: a file differs from the manifest; it is named.
+        ObjectMissingError: this version was pruned meanwhile (see `open_newest_searcher`).
+    """
+    parts = index.parts("shard-")
+    with ThreadPoolExecutor(threads) as pool:
+        paths = dict(zip(parts, pool.map(lambda part: index.local(part, cache_folder()), parts), strict=True))
+    where = {part.name: path for part, path in paths.items()}
+    dead = dead_rows(index)
     names = [part.name.removesuffix(".faiss") for part in index.parts("shard-", ".faiss")]
     shards = [
-        ShardFiles(index=folder / f"{n}.faiss", ids=folder / f"{n}.ids.parquet", refine=folder / f"{n}.refine.npy")
-        for n in names
+        ShardFiles(
+            index=where[f"{name}.faiss"],
+            ids=where[f"{name}.ids.parquet"],
+            refine=where[f"{name}.refine.npy"],
+            dead=np.array(dead.get(name, ()), np.int64),
+        )
+        for name in names
     ]
     return Searcher(shards, nprobe=nprobe, refine=refine, threads=threads)
 
 
+def open_newest_searcher(uri: str, **options: int) -> tuple[Artifact, Searcher]:
+    """The newest version and its searcher; tried again when that version is pruned while it is being opened."""
+    while True:
+        index = open_index(uri)
+        try:
+            return index, open_searcher(index, **options)
+        except (ObjectMissingError, FileNotFoundError):
+            if open_index(uri).manifest.number == index.manifest.number:
+                raise
+
+
+def dead_rows(index: Artifact) -> dict[str, tuple[int, ...]]:
+    """Shard -> its rows that were deleted."""
+    found: dict[str, list[int]] = {}
+    for part in index.parts("tombstones"):
+        table = read_parquet(index.read(part))
+        for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
+            found.setdefault(shard, []).append(row)
+    return {shard: tuple(sorted(rows)) for shard, rows in found.items()}
+
+
 def query_spec(index: Artifact) -> QuerySpec:
-    """The index's `query.json`."""
-    return QuerySpec.model_validate_json(index.read(index.parts("query.json")[0]))
+    """The index's `query.json`.
+
+    Raises:
+        BadInputError: it was built from vectors of no model.
+    """
+    parts = index.parts("query.json")
+    if not parts:
+        raise BadInputError(f"{index.uri} was built from vectors of no model: no picture can be described for it")
+    return QuerySpec.model_validate_json(index.read(parts[0]))

@@ -1,9 +1,11 @@
 """Find the products in pictures: index + pictures -> ranked ids, one JSON line a picture.
 
   manet search --index s3://shop/index --picture photo.jpg --picture s3://inbox/other.png
+  manet search --index s3://shop/index --picture photo.jpg --category lipstick --ids in-stock.txt
 
-Reads an index, and the model that it names. Writes nothing but stdout: one line a picture with its k best ids and scores,
-or with its error; then the summary. Pictures are described here exactly as `extract` describes the gallery.
+Reads an index (its newest version, or --version) and the model that it names. Writes nothing but stdout: one line a
+picture with its k best ids, scores, uris and descriptions, or with its error; then the summary. Pictures are described here
+exactly as `extract` describes the gallery.
 """
 
 import json
@@ -13,13 +15,12 @@ from typing import Any
 
 from pydantic import Field
 
-from cluster.artifact import open_artifact
 from cluster.errors import BadInputError
 from cluster.session import SessionConfig, available_cpus
 from jobs.config import how
 from jobs.inputs import local_copy
 from jobs.pictures import load_picture
-from jobs.querying import open_searcher, query_spec
+from jobs.querying import open_index, open_newest_searcher, open_searcher, query_spec, read_ids
 from jobs.streaming import picture_config
 from manet.errors import PictureError
 from manet.pooling import DEAD
@@ -36,10 +37,16 @@ class Config(SessionConfig):
     """Where the index's model lies now, if it was moved."""
     k: int = Field(default=7, ge=1, le=1000)
     """Answers for each picture."""
+    category: tuple[str, ...] = ()
+    """Only pictures of this category answer."""
+    ids: str = ""
+    """File of image ids, one a line: only these answer."""
+    version: int = Field(default=0, ge=0)
+    """Version of the index; 0: the newest."""
     nprobe: int = Field(default=0, ge=0)
-    """Cells visited in each shard; 0: derived from their number."""
+    """Cells visited; 0: derived from their number."""
     refine: int = Field(default=0, ge=0)
-    """Candidates of each shard re-scored with the stored vectors; 0: the default depth."""
+    """Candidates re-scored with the stored vectors; 0: the default depth."""
     threads: int = how(0, ge=0)
     """Threads; 0: one per CPU."""
     gpu: bool = how(False)
@@ -56,10 +63,16 @@ def run(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     threads = config.threads or available_cpus()
     torch.set_num_threads(threads)
-    index = open_artifact(config.index, "index")
+    wanted = read_ids(config.ids, "--ids") if config.ids else None
+    options = {"nprobe": config.nprobe, "refine": config.refine, "threads": threads}
+    if config.version:
+        index = open_index(config.index, config.version)
+        searcher = open_searcher(index, **options)
+    else:
+        index, searcher = open_newest_searcher(config.index, **options)
     spec = query_spec(index)
     model = spec.open_model(config.model)
-    searcher = open_searcher(index, nprobe=config.nprobe, refine=config.refine, threads=threads)
+    allowed = searcher.allow(ids=wanted, categories=config.category or None) if config.ids or config.category else None
     describer = Describer(
         load_model(local_copy(model)),
         names=(spec.descriptor,),
@@ -77,8 +90,11 @@ def run(config: Config) -> dict[str, Any]:
             error = loaded if isinstance(loaded, PictureError) else DEAD
             sys.stdout.write(json.dumps({"picture": uri, "error": str(error)}) + "\n")
             continue
-        hits = searcher.search(described.vectors[spec.descriptor], config.k)[0]
-        results = [{"image_id": hit.image_id, "score": round(hit.score, 6)} for hit in hits]
+        hits = searcher.search(described.vectors[spec.descriptor], config.k, allowed)[0]
+        results = [
+            {"image_id": hit.image_id, "score": round(hit.score, 6), "uri": hit.uri, "description": hit.description}
+            for hit in hits
+        ]
         sys.stdout.write(json.dumps({"picture": uri, "results": results}) + "\n")
     if failed == len(config.picture):
         raise BadInputError(f"--picture: none of the {failed} could be used, the last: {uri}: {error}")

@@ -16,12 +16,21 @@ def exact_search(gallery_ND: Matrix, queries_QD: Matrix, k: int, block: int = BL
     """
     k = min(k, len(gallery_ND))
     queries = queries_QD.astype(np.float32)
-    scores = np.empty((len(queries), 0), np.float32)
-    rows = np.empty((len(queries), 0), np.int64)
+    best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
     for start in range(0, len(gallery_ND), block):
         found = queries @ gallery_ND[start : start + block].astype(np.float32).T
-        scores = np.concatenate([scores, found], 1)
-        rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)], 1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-    return scores, rows
+        for query, scores in enumerate(found):
+            best[query] = merge_best(best[query], (scores, np.arange(start, start + len(scores))), k)
+    shape = (len(queries), k)
+    scores = np.array([scores for scores, _ in best], np.float32).reshape(shape)
+    return scores, np.array([rows for _, rows in best], np.int64).reshape(shape)
+
+
+def merge_best(one: tuple[Matrix, Matrix], other: tuple[Matrix, Matrix], k: int) -> tuple[Matrix, Matrix]:
+    """The k largest of two lists of (scores, rows), descending; equal scores in order of row."""
+    if len(other[0]) > k:  # all that tie with the k-th stay, in order of row
+        kept = other[0] >= np.partition(other[0], len(other[0]) - k)[len(other[0]) - k] if k else slice(0, 0)
+        other = other[0][kept], other[1][kept]
+    scores, rows = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+    order = np.lexsort((rows, -scores))[:k]
+    return scores[order], rows[order]

@@ -10,34 +10,56 @@ import faiss
 import numpy as np
 
 from manet.errors import InputError
+from manet.rotation import principal_rotation, rotate
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 POINTS_PER_CENTROID = 39  # the fewest that faiss trains a centroid on without a warning
-_MAX_POINTS_PER_CELL = 64  # training points a cell: more gains little
+FLAT_ROWS = POINTS_PER_CENTROID * 256  # below: too few to train 8-bit codes, and exact search is as quick
+DEALT = "Dealt"  # `DealtN,...`: N principal axes dealt to the codes (manet.rotation), then a faiss factory
+_MAX_POINTS_PER_CELL = 48  # training points a cell: more gains little
 _MAX_PQ_POINTS = 65536
 _OPQ_POINTS = 16384  # the rotation needs fewer points than the codes do
 _OPQ_ITERATIONS, _OPQ_KMEANS_FIRST, _OPQ_KMEANS = 6, 8, 2
+_DIMS_PER_CODE = 4
 
 
-def choose_factory(rows: int, dim: int) -> tuple[str, str]:
-    """A faiss factory string for a gallery, and the reason in one line.
+def choose_factory(rows: int, dim: int, codes: int = 64) -> tuple[str, str]:
+    """A factory string for a gallery, and the reason in one line.
 
-    A product quantizer needs 39 training points for each of its 2^bits centroids: with fewer rows the index is flat.
-    Else OPQ to 4 dimensions a code, about 4 sqrt(N) cells of an inverted file, and one code of 8 (6) bits for each 4
-    dimensions of at most 256: candidates that the stored float16 vectors re-rank.
+    Few rows stay flat. Else principal axes are dealt to the codes (`DealtN`), about 4 sqrt(N) cells of an inverted file
+    are trained, and one code of 8 bits stands for each 4 axes: candidates that the stored float16 vectors re-rank.
+
+    Args:
+        rows: rows of the gallery.
+        dim: their dimensions.
+        codes: most bytes of codes a vector.
     """
-    bits = next((b for b in (8, 6) if rows >= POINTS_PER_CENTROID * 2**b), 0)
-    codes = next((m for m in (64, 48, 32, 16, 8, 4, 2, 1) if dim % m == 0 and m * 4 <= dim), 0)
-    if not bits or not codes:
-        why = f"{rows} rows are fewer than the {POINTS_PER_CENTROID * 64} that train a 6-bit quantizer"
-        return "Flat", why if not bits else f"{dim} dimensions are too few to quantize"
+    found = next((m for m in (256, 128, 96, 64, 48, 32, 16, 8, 4, 2, 1) if m <= codes and m * _DIMS_PER_CODE <= dim), 0)
+    if rows < FLAT_ROWS:
+        return "Flat", f"{rows} rows are fewer than the {FLAT_ROWS} that train 8-bit codes; exact search is as quick"
+    if not found:
+        return "Flat", f"{dim} dimensions are too few to quantize"
     cells = min(int(4 * rows**0.5), rows // POINTS_PER_CENTROID)
     cells = 2 ** max(0, cells.bit_length() - 1)
-    suffix = "" if bits == 8 else f"x{bits}"
     return (
-        f"OPQ{codes}_{codes * 4},IVF{cells},PQ{codes}{suffix}",
-        f"{rows} rows train {cells} cells and {bits}-bit codes",
+        f"{DEALT}{found * _DIMS_PER_CODE},IVF{cells},PQ{found}",
+        f"{rows} rows train {cells} cells and 8-bit codes of {_DIMS_PER_CODE} axes each",
     )
+
+
+def split_factory(factory: str, dim: int) -> tuple[int, str]:
+    """A factory string as the axes of its `Dealt` rotation (0: none) and what faiss itself makes.
+
+    Raises:
+        InputError: `Dealt` without a number of at most `dim`.
+    """
+    head, _, rest = factory.partition(",")
+    if not head.startswith(DEALT):
+        return 0, factory
+    axes = head.removeprefix(DEALT)
+    if not axes.isdecimal() or not 0 < int(axes) <= dim or not rest:
+        raise InputError(f"--factory {factory}: {DEALT}N,REST needs N from 1 to the {dim} dimensions")
+    return int(axes), rest
 
 
 def check_factory(factory: str, dim: int) -> None:
@@ -46,11 +68,14 @@ def check_factory(factory: str, dim: int) -> None:
     Raises:
         InputError: faiss cannot make it for `dim` dimensions, or its cells have no plain number.
     """
+    axes, rest = split_factory(factory, dim)
     try:
-        faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        inner = faiss.index_factory(axes or dim, rest, faiss.METRIC_INNER_PRODUCT)
         training_rows(factory, 1)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--factory {factory}: faiss: {_last_line(error)}") from None
+    if axes and not isinstance(inner, faiss.IndexIVFPQ):
+        raise InputError(f"--factory {factory}: {DEALT} deals axes to the codes of IVF...,PQ..., and {rest} has none")
 
 
 def training_rows(factory: str, rows: int) -> int:
@@ -67,8 +92,8 @@ def train(sample_ND: Matrix, factory: str, *, seed: int = 0, threads: int = 1, g
     The same sample, seed and number of threads give the same bytes.
 
     Args:
-        sample_ND: unit vectors.
-        factory: faiss factory string.
+        sample_ND: unit vectors, float16 or float32.
+        factory: faiss factory string, or one that starts with `DealtN,`.
         seed: seed of the k-means.
         threads: OpenMP threads.
         gpus: above 0, k-means of the cells runs on the GPUs (faiss-gpu).
@@ -77,14 +102,20 @@ def train(sample_ND: Matrix, factory: str, *, seed: int = 0, threads: int = 1, g
         InputError: faiss does not know the factory, or cannot train it on this sample.
     """
     faiss.omp_set_num_threads(threads)
+    axes, rest = split_factory(factory, sample_ND.shape[1])
     try:
-        index = faiss.index_factory(sample_ND.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(axes or sample_ND.shape[1], rest, faiss.METRIC_INNER_PRODUCT)
+        if axes:
+            transform = principal_rotation(sample_ND, axes, index.pq.M)
+            sample_ND = rotate(transform, sample_ND)
         kept = _prepare(index, seed)
-        if gpus and (ivf := _ivf(index)) is not None:
+        if gpus and (ivf := inverted_file(index)) is not None:
             flat = faiss.IndexFlatIP(ivf.d)
             ivf.clustering_index = faiss.index_cpu_to_all_gpus(flat, ngpu=gpus)
         index.train(np.ascontiguousarray(sample_ND, np.float32))
         del kept
+        if axes:
+            index = faiss.IndexPreTransform(transform, index)
     except RuntimeError as error:
         raise InputError(f"--factory {factory}: faiss: {_last_line(error)}") from None
     return bytes(faiss.serialize_index(index))
@@ -100,7 +131,7 @@ def _prepare(index: Any, seed: int) -> list[Any]:  # noqa: ANN401 - faiss has no
 
     faiss's defaults train the rotation for fifty rounds with 256 centroids whatever the codes have: most of a build.
     """
-    ivf = _ivf(index)
+    ivf = inverted_file(index)
     kept: list[Any] = []
     if ivf is None:
         return kept
@@ -122,16 +153,58 @@ def _prepare(index: Any, seed: int) -> list[Any]:  # noqa: ANN401 - faiss has no
     return kept
 
 
-def _ivf(index: Any) -> Any:  # noqa: ANN401 - faiss has no types
+def inverted_file(index: Any) -> Any:  # noqa: ANN401 - faiss has no types
     """The inverted file inside an index, or None."""
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
     return inner if isinstance(inner, faiss.IndexIVF) else None
 
 
+def transforms(index: Any) -> list[Any]:  # noqa: ANN401 - faiss has no types
+    """What a query goes through before the inverted file, in order."""
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    chain = cast(Any, index.chain)
+    return [chain.at(place) for place in range(chain.size())]
+
+
 def build_shard(trained: bytes, blocks: Iterable[Matrix], *, threads: int = 1) -> Any:  # noqa: ANN401 - faiss.Index
-    """A shard: blocks of vectors [n, D] added to the trained quantizer in order, so that row i has id i."""
+    """A shard: blocks of vectors [n, D] added to the trained quantizer in order, so that row i has id i.
+
+    Raises:
+        RuntimeError: faiss lost, doubled or shifted an id (read back from the inverted lists).
+    """
     faiss.omp_set_num_threads(threads)
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
+    rows = 0
     for block in blocks:
         index.add(np.ascontiguousarray(block, np.float32))
+        rows += len(block)
+    if (ivf := inverted_file(index)) is not None and not np.array_equal(np.sort(_stored_ids(ivf)), np.arange(rows)):
+        raise RuntimeError(f"faiss does not hold each of the ids 0..{rows - 1} once")
     return index
+
+
+def _stored_ids(ivf: Any) -> Matrix:  # noqa: ANN401 - faiss.IndexIVF
+    """The ids of all inverted lists, list after list."""
+    lists = ivf.invlists
+    sizes = [lists.list_size(cell) for cell in range(ivf.nlist)]
+    ids = [faiss.rev_swig_ptr(lists.get_ids(cell), size).copy() for cell, size in enumerate(sizes) if size]
+    return np.concatenate([np.empty(0, np.int64), *ids])
+
+
+def quantization_error(index: Any, vectors_ND: Matrix) -> float:  # noqa: ANN401 - faiss.Index
+    """Mean squared distance between unit vectors and what their codes stand for; 0 where nothing is quantized.
+
+    Through a rotation of orthonormal rows: what it drops, plus what the codes lose.
+    """
+    ivf = inverted_file(index)
+    if ivf is None or len(vectors_ND) == 0:
+        return 0.0
+    vectors = np.ascontiguousarray(vectors_ND, np.float32)
+    turned = vectors
+    for transform in transforms(index):
+        turned = transform.apply(turned)
+    decoded = ivf.sa_decode(ivf.sa_encode(turned))
+    dropped = (vectors.astype(np.float64) ** 2).sum(1) - (turned.astype(np.float64) ** 2).sum(1)
+    lost = ((turned - decoded).astype(np.float64) ** 2).sum(1)
+    return float(np.mean(np.maximum(dropped, 0) + lost))

@@ -75,10 +75,23 @@ def test_search_finds_each_gallery_picture(manet: Run, index: Path, shop: Path, 
         assert line["results"][0]["image_id"] == path.stem
         assert line["results"][0]["score"] == pytest.approx(1, abs=2e-3)
         assert len(line["results"]) == 7
+        assert line["results"][0]["uri"].endswith(path.name)
+        assert line["results"][0]["description"]
     assert "not_a_picture" in lines[3]["error"]
     nothing = manet("search", "--index", index, "--picture", tmp_path / "broken.jpg")
     assert nothing.returncode == 2
     assert "none of the 1 could be used" in nothing.stderr
+
+
+def test_search_among_some_pictures_only(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
+    pictures = sorted((shop / "catalog" / "images").rglob("*.jpg"))[:5]
+    (tmp_path / "ids.txt").write_text("\n".join(path.stem for path in pictures[1:]))
+    done = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "ids.txt")
+    summary_of(done)
+    results = json.loads(done.stdout.splitlines()[0])["results"]
+    assert {result["image_id"] for result in results} == {path.stem for path in pictures[1:]}
+    refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "none.txt")
+    assert_refused(refused, 2, "--ids", "no such text file")
 
 
 def test_evaluate(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:

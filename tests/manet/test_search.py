@@ -11,8 +11,10 @@ import pytest
 
 from manet.errors import InputError
 from manet.exact import exact_search
-from manet.index import build_shard, choose_factory, train, training_rows
-from manet.search import Searcher, ShardFiles
+from manet.index import build_shard, choose_factory, quantization_error, train, training_rows
+from manet.rotation import deal, principal_rotation, rotate
+from manet.search import Searcher, widened
+from manet.shards import ShardFiles
 
 DIM = 32
 Matrix = np.ndarray[Any, np.dtype[Any]]
@@ -57,11 +59,11 @@ def test_equal_scores_come_in_order_of_row() -> None:
     ("rows", "dim", "factory"),
     [
         (100, 1280, "Flat"),
-        (39 * 64 - 1, 1280, "Flat"),
-        (39 * 64, 1280, "OPQ64_256,IVF64,PQ64x6"),
-        (39 * 256, 1280, "OPQ64_256,IVF256,PQ64"),
-        (500_000, 2048, "OPQ64_256,IVF2048,PQ64"),
-        (500_000, 2, "Flat"),
+        (39 * 256 - 1, 1280, "Flat"),
+        (39 * 256, 1280, "Dealt256,IVF256,PQ64"),
+        (500_000, 2048, "Dealt256,IVF2048,PQ64"),
+        (500_000, 128, "Dealt128,IVF2048,PQ32"),
+        (500_000, 3, "Flat"),
     ],
 )
 def test_choice_of_factory(rows: int, dim: int, factory: str) -> None:
@@ -71,7 +73,7 @@ def test_choice_of_factory(rows: int, dim: int, factory: str) -> None:
     assert 0 < training_rows(chosen, rows) <= rows
 
 
-@pytest.mark.parametrize("factory", ["Flat", "OPQ8_32,IVF32,PQ8x6", "IVF16,SQ8"])
+@pytest.mark.parametrize("factory", ["Flat", "OPQ8_32,IVF32,PQ8x6", "IVF16,SQ8", "Dealt32,IVF32,PQ8x6"])
 def test_any_number_of_shards_answers_as_one(factory: str, vectors: Matrix, tmp_path: Path) -> None:
     """With candidates enough, refined answers are the exact ones, however the gallery is cut."""
     trained = train(vectors.astype(np.float32), factory)
@@ -116,3 +118,118 @@ def test_fewer_rows_than_answers(vectors: Matrix, tmp_path: Path) -> None:
     shards = _shards(tmp_path, train(vectors.astype(np.float32), "Flat"), vectors[:3], 1)
     assert len(Searcher(shards).search(vectors[:2].astype(np.float32), 7)[0]) == 3
     assert Searcher(shards).search(np.empty((0, DIM), np.float32), 7) == []
+
+
+@pytest.mark.parametrize("factory", ["Dealt16,IVF32,PQ4x6", "Flat"])
+def test_answers_do_not_depend_on_the_cut_or_the_order(factory: str, vectors: Matrix, tmp_path: Path) -> None:
+    """Few candidates, so that their choice matters; every vector stands there twice, so that ties do."""
+    trained = train(vectors, factory)
+    doubled = np.repeat(vectors, 2, 0)
+    queries = vectors[3::40].astype(np.float32)
+    wanted = None
+    for count, order in ((1, slice(None)), (4, slice(None)), (7, slice(None, None, -1))):
+        folder = tmp_path / f"{count}"
+        folder.mkdir()
+        shards = _shards(folder, trained, doubled, count)[order]
+        found = Searcher(shards, nprobe=4, refine=11, threads=2).search(queries, 7)
+        assert wanted is None or found == wanted
+        wanted = found
+        alone = [Searcher(shards, nprobe=4, refine=11).search(query[None], 7)[0] for query in queries[:5]]
+        assert alone == found[:5]
+
+
+def test_filters_and_deleted_rows(vectors: Matrix, tmp_path: Path) -> None:
+    trained = train(vectors, "Dealt32,IVF16,PQ8x6")
+    shards = _shards(tmp_path, trained, vectors, 3)
+    rows = [int(files.ids.stem) * 1334 for files in shards]
+    first_rows = [0, 1334, 2667]
+    for files in shards:
+        table = pq.read_table(files.ids)
+        odd = [f"kind {int(name[1:]) % 3}" for name in table["image_id"].to_pylist()]
+        pq.write_table(table.append_column("category", pa.array(odd)), files.ids)
+    queries = vectors[::333].astype(np.float32)
+    dead = np.arange(0, 4000, 333)  # the queries themselves
+    shards = [
+        ShardFiles(index=f.index, ids=f.ids, refine=f.refine, dead=dead[(dead >= low) & (dead < high)] - low)
+        for f, low, high in zip(shards, first_rows, [*first_rows[1:], 4000], strict=True)
+    ]
+    assert rows == [0, 1334, 2668]
+    searcher = Searcher(shards, nprobe=16, refine=200)
+    assert len(searcher) == 4000 - len(dead)
+    live = np.setdiff1d(np.arange(4000), dead)
+    for allowed, kept in (
+        (None, live),
+        (searcher.allow(categories=["kind 1"]), live[live % 3 == 1]),
+        (searcher.allow(ids=["p00009", "p00003", "p00000", "none"]), np.array([3, 9])),
+        (searcher.allow(ids=[]), np.array([], int)),
+    ):
+        _, exact = exact_search(vectors[kept], queries, 7)
+        found = searcher.search(queries, 7, allowed)
+        assert [[hit.image_id for hit in hits] for hits in found] == [[f"p{kept[i]:05d}" for i in row] for row in exact]
+    with pytest.raises(InputError, match="has no group"):
+        searcher._shards[0].matching("group", pa.array(["x"]))
+
+
+def test_filters_that_leave_many_rows_go_through_the_cells(
+    vectors: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manet.search.EXACT_BELOW", 0)
+    searcher = Searcher(_shards(tmp_path, train(vectors, "IVF16,PQ8x6"), vectors, 2), nprobe=16, refine=300)
+    kept = np.arange(0, 4000, 2)
+    allowed = searcher.allow(ids=[f"p{row:05d}" for row in kept])
+    _, exact = exact_search(vectors[kept], vectors[1::400], 7)
+    found = searcher.search(vectors[1::400].astype(np.float32), 7, allowed)
+    assert [[hit.image_id for hit in hits] for hits in found] == [[f"p{kept[i]:05d}" for i in row] for row in exact]
+
+
+def test_groups_are_answered_once(vectors: Matrix, tmp_path: Path) -> None:
+    shards = _shards(tmp_path, train(vectors, "Flat"), vectors, 2)
+    for files in shards:
+        table = pq.read_table(files.ids)
+        group = [f"g{int(name[1:]) // 4}" if int(name[1:]) < 2000 else None for name in table["image_id"].to_pylist()]
+        pq.write_table(table.append_column("group", pa.array(group, pa.string())), files.ids)
+    queries = vectors[[0, 3000]].astype(np.float32)
+    one, other = Searcher(shards).search(queries, 7)
+    assert len({int(hit.image_id[1:]) // 4 for hit in one}) == 7
+    assert [hit.image_id for hit in other] == [f"p{row:05d}" for row in exact_search(vectors, queries[1:], 7)[1][0]]
+
+
+def test_shards_of_two_quantizers_are_refused(vectors: Matrix, tmp_path: Path) -> None:
+    shards = []
+    for name, factory in (("a", "IVF16,PQ8x6"), ("b", "IVF8,PQ8x6")):
+        (tmp_path / name).mkdir()
+        shards += _shards(tmp_path / name, train(vectors, factory), vectors, 1)
+    with pytest.raises(InputError, match="not built with the same quantizer"):
+        Searcher(shards)
+
+
+def test_widening_is_exact() -> None:
+    half = np.arange(65536, dtype=np.uint16).view(np.float16)
+    half = half[np.isfinite(half)]
+    np.testing.assert_array_equal(widened(half), half.astype(np.float32))
+
+
+def test_the_rotation_deals_every_axis_once_and_evenly() -> None:
+    variance = np.sort(np.random.default_rng(0).exponential(size=32))[::-1]
+    dealt = deal(variance, 8)
+    assert sorted(axis for group in dealt for axis in group) == list(range(32))
+    assert {len(group) for group in dealt} == {4}
+    products = [np.log(variance[group]).sum() for group in dealt]
+    in_order = [np.log(variance[i : i + 4]).sum() for i in range(0, 32, 4)]
+    assert np.ptp(products) < np.ptp(in_order) / 4
+
+
+def test_the_rotation_keeps_what_lies_in_few_dimensions(vectors: Matrix) -> None:
+    basis = np.linalg.qr(np.random.default_rng(1).standard_normal((64, DIM)))[0]
+    flat = vectors.astype(np.float32) @ basis.T.astype(np.float32)  # 32 dimensions inside 64
+    turned = rotate(principal_rotation(flat, 32, 8), flat)
+    np.testing.assert_allclose(turned[:9] @ turned[:9].T, flat[:9] @ flat[:9].T, atol=1e-4)
+
+
+def test_quantization_error_tells_other_vectors(vectors: Matrix) -> None:
+    index = faiss.deserialize_index(np.frombuffer(train(vectors[:3000], "Dealt32,IVF64,PQ16x6"), np.uint8))
+    own = quantization_error(index, vectors[1::7])
+    other = np.random.default_rng(2).standard_normal((500, DIM))
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    assert 0 < own < 0.8 * quantization_error(index, other)
+    assert quantization_error(faiss.IndexFlatIP(DIM), vectors) == 0

@@ -1,0 +1,375 @@
+"""An index that changes: add, delete, compact, versions, prune. Each change is one new manifest, put if absent.
+
+A change reads the newest version, writes files under names that only it uses, and commits. If another writer was first
+it starts again from the winner's version, and keeps the files that still fit. Killed anywhere, it leaves the index as it
+was; the same command again ends in the same version as an undisturbed one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from cluster.artifact import Artifact, Blob, Input, Part, finished_unit, open_artifact, put_unit
+from cluster.errors import BadInputError, IntegrityError, JobFailedError, LostRaceError, ObjectMissingError
+from cluster.session import SessionConfig, ray_session
+from cluster.tasks import run_tasks
+from cluster.telemetry import say
+from cluster.versions import Change, commit_version, drop_versions, list_versions
+from jobs.config import how
+from jobs.inputs import cache_folder
+from jobs.make import code
+from jobs.parquet import parquet_bytes, read_parquet
+from jobs.querying import dead_rows, open_index, read_ids
+from jobs.sharding import (
+    DescriptorRows,
+    ShardRows,
+    build_shards,
+    cut_shards,
+    quantizer_of,
+    shard_summary,
+    train_quantizer,
+)
+
+TOMBSTONES = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
+_TRIES = 5  # versions that other writers may commit before ours gives up
+
+
+class IndexConfig(SessionConfig):
+    """What every change of an index is told."""
+
+    index: str
+    """Index artifact to change."""
+
+
+class AddConfig(IndexConfig):
+    """Flags of `manet index add`."""
+
+    descriptors: str
+    """Descriptors artifact with the new pictures."""
+    replace: bool = False
+    """A picture that the index has already is replaced; without this it is an error."""
+    shard_rows: int = Field(default=131072, ge=1)
+    """Most rows of a new shard."""
+    details: bool = True
+    """Store uri, description and category of each picture."""
+    catalog: str = ""
+    """Where the catalogue that was described lies now, if it was moved."""
+
+
+class DeleteConfig(IndexConfig):
+    """Flags of `manet index delete`."""
+
+    ids: str
+    """File of the image ids to delete, one a line: a path or a URI."""
+    missing_ok: bool = False
+    """An id that the index has never had is passed over; without this it is an error."""
+
+
+class CompactConfig(IndexConfig):
+    """Flags of `manet index compact`."""
+
+    shard_rows: int = Field(default=131072, ge=1)
+    """Most rows of a rewritten shard."""
+    max_deleted: float = Field(default=0.1, ge=0, le=1)
+    """Share of deleted rows above which a shard is rewritten."""
+    small_shard: float = Field(default=0.5, ge=0, le=1)
+    """Shards with fewer than this share of --shard-rows are merged, when there are two of them."""
+    max_drift: float = Field(default=1.25, ge=1)
+    """Quantization error of a shard, over that of the rows the quantizer was trained for, above which all is retrained."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of a retraining."""
+    train_cpus: float = how(1.0, gt=0)
+    """CPUs (threads) that retrain the quantizer."""
+    train_gpus: int = how(0, ge=0)
+    """GPUs that retrain the quantizer."""
+
+
+class PruneConfig(IndexConfig):
+    """Flags of `manet index prune`."""
+
+    keep: int = Field(default=2, ge=1)
+    """Newest versions to keep; the files that only older ones name are removed."""
+
+
+def add(config: AddConfig) -> dict[str, Any]:
+    """New descriptors as new shards of the same quantizer."""
+    new = open_artifact(config.descriptors, "descriptors")
+    source = DescriptorRows.of(new, details=config.details, catalog=config.catalog)
+    parts = [part for part in new.parts("part-") if part.rows]
+    if not parts:
+        raise BadInputError(f"--descriptors {new.uri}: no descriptor to add")
+    ids = pa.concat_tables([source(part)[0].select(["image_id"]) for part in parts])["image_id"].combine_chunks()
+    if len(pc.unique(ids)) != len(ids):
+        raise BadInputError(f"--descriptors {new.uri}: an image_id stands in two rows")
+    made: dict[str, str] = {}  # trained quantizer -> prefix of the shards that were filled for it
+
+    def change(base: Artifact) -> Change | None:
+        if any(given.sha256 == new.sha256 for given in base.manifest.inputs.values()):
+            return None
+        present = _rows_of_ids(base, ids)
+        if len(present) and not config.replace:
+            raise BadInputError(
+                f"--descriptors {new.uri}: {len(present)} ids are in the index already, e.g. "
+                f"{present['image_id'][0].as_py()!r}; --replace puts the new pictures in their place"
+            )
+        trained = quantizer_of(base)
+        prefix = made.setdefault(trained.sha256, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows))
+        shards = cut_shards(parts, config.shard_rows, prefix)
+        receipts = build_shards(base.store, trained, base.manifest.summary["dim"], source, shards, "index add")
+        added = [part for receipt in receipts for part in receipt.parts]
+        stones = _with_tombstones(base, present, prefix) if len(present) else _named(base, "tombstones")
+        others = [part for part in base.manifest.parts if not part.name.startswith("tombstones")]
+        errors = _errors(base) | {receipt.unit: receipt.counts["quantization_error"] for receipt in receipts}
+        summary = {
+            "rows": base.manifest.summary["rows"] + len(ids) - len(present),
+            "shards": base.manifest.summary["shards"] + len(shards),
+            "deleted": sum(part.rows for part in stones),
+            "errors": errors,
+            "action": f"add {len(ids)}",
+        }
+        return _change(base, [*others, *added, *stones], config, summary, new.as_input())
+
+    return _apply(config, change)
+
+
+def delete(config: DeleteConfig) -> dict[str, Any]:
+    """Mark rows as deleted: searches pass them over from the next version on."""
+    ids = pa.array(read_ids(config.ids, "--ids"), pa.string())
+
+    def change(base: Artifact) -> Change | None:
+        found = _rows_of_ids(base, ids)
+        gone = [
+            name
+            for part in _named(base, "tombstones")
+            for name in read_parquet(base.read(part))["image_id"].to_pylist()
+        ]
+        known = {*found["image_id"].to_pylist(), *gone}
+        unknown = [name for name in ids.to_pylist() if name not in known]
+        if unknown and not config.missing_ok:
+            raise BadInputError(
+                f"--ids {config.ids}: the index has no {unknown[0]!r} ({len(unknown)} such ids); --missing-ok passes them over"
+            )
+        if not len(found):
+            return None
+        digest = hashlib.sha256("\n".join(ids.to_pylist()).encode()).hexdigest()
+        stones = _with_tombstones(base, found, _prefix("tombstones", base, digest))
+        parts = [*(part for part in base.manifest.parts if not part.name.startswith("tombstones")), *stones]
+        rows = base.manifest.summary["rows"] - len(found)
+        summary = {"rows": rows, "deleted": sum(part.rows for part in stones), "action": f"delete {len(found)}"}
+        return _change(base, parts, config, summary)
+
+    return _apply(config, change)
+
+
+def compact(config: CompactConfig) -> dict[str, Any]:
+    """Rewrite shards that are small or have many deleted rows; retrain when new pictures have drifted away."""
+
+    def change(base: Artifact) -> Change | None:
+        dead = dead_rows(base)
+        every = _named(base, "shard-", ".faiss")
+        live = {part.name: part.rows - len(dead.get(_stem(part), ())) for part in every}
+        errors = _errors(base)
+        baseline = base.manifest.summary["quantization_error"]
+        drift = max(errors.values(), default=0.0) / baseline if baseline else 1.0
+        retrain = drift > config.max_drift
+        chosen = every if retrain else _worn(every, live, config)
+        if not chosen:
+            return None
+        rows_of = ShardRows(base, dead)
+        trained, others = quantizer_of(base), list(base.manifest.parts)
+        prefix = _prefix("shard", base, json.dumps([part.sha256 for part in chosen]), config.shard_rows, retrain)
+        if retrain:
+            trained = _retrain(base, rows_of, chosen, config, prefix)
+            others = [part for part in others if part.name != quantizer_of(base).name] + [trained]
+        shards = cut_shards([part for part in chosen if live[part.name]], config.shard_rows, prefix, live)
+        receipts = build_shards(base.store, trained, base.manifest.summary["dim"], rows_of, shards, "index compact")
+        dropped = {_stem(part) for part in chosen}
+        kept = [part for part in others if part.name.split(".")[0] not in dropped]
+        stones = _without(base, dropped, prefix)
+        parts = [part for part in kept if not part.name.startswith("tombstones")]
+        parts += [*(part for receipt in receipts for part in receipt.parts), *stones]
+        fresh = {receipt.unit: receipt.counts["quantization_error"] for receipt in receipts}
+        summary: dict[str, Any] = {
+            "shards": len(every) - len(chosen) + len(shards),
+            "deleted": sum(part.rows for part in stones),
+            "errors": {} if retrain else {name: e for name, e in (errors | fresh).items() if name not in dropped},
+            "action": f"compact {len(chosen)} shards" + (f", retrained (drift {drift:.2f})" if retrain else ""),
+        }
+        if retrain:
+            summary["quantization_error"] = shard_summary(receipts)["quantization_error"]
+        return _change(base, parts, config, summary)
+
+    return _apply(config, change)
+
+
+def versions(config: IndexConfig) -> dict[str, Any]:
+    """What versions there are; each can be read by its number."""
+    rows = []
+    for artifact in list_versions(config.index, "index"):
+        manifest = artifact.manifest
+        fields = {name: manifest.summary.get(name) for name in ("rows", "shards", "deleted", "action")}
+        rows.append({"version": manifest.number, "created": manifest.created, **fields})
+        say(f"version {manifest.number}, {manifest.created}: {fields['rows']} rows, {fields['action'] or 'build'}")
+    return {"kind": "versions", "index": config.index, "versions": rows}
+
+
+def prune(config: PruneConfig) -> dict[str, Any]:
+    """Remove all but the newest versions, and the files that only they name."""
+    found = list_versions(config.index, "index")
+    doomed, kept = found[: -config.keep], found[-config.keep :]
+    names = drop_versions(kept[-1].store, doomed, kept)
+    return {
+        "kind": "index",
+        "out": kept[-1].uri,
+        "pruned": [artifact.manifest.number for artifact in doomed],
+        "files_removed": len(names),
+    }
+
+
+def _apply(config: IndexConfig, change: Callable[[Artifact], Change | None]) -> dict[str, Any]:
+    """Make a change on top of the newest version, again when another writer was first.
+
+    Raises:
+        JobFailedError: others were first every time.
+    """
+    with ray_session(config):
+        for _ in range(_TRIES):
+            base = open_index(config.index)
+            try:
+                wanted = change(base)
+                if wanted is None:
+                    say(f"index: version {base.manifest.number} has it already; nothing to do")
+                    return _said(base)
+                return _said(commit_version(base, wanted))
+            except LostRaceError as error:
+                say(f"{error}; starting again from it")
+            except (ObjectMissingError, IntegrityError):
+                if open_index(config.index).manifest.number == base.manifest.number:
+                    raise  # not a version that was pruned under us
+    raise JobFailedError(f"{config.index}: other writers were first {_TRIES} times; run the same command again")
+
+
+def _said(index: Artifact) -> dict[str, Any]:
+    summary = {name: value for name, value in index.manifest.summary.items() if name != "errors"}
+    return {"kind": "index", "out": index.uri, "version": index.manifest.number, **summary}
+
+
+def _change(
+    base: Artifact, parts: list[Part], config: IndexConfig, summary: Mapping[str, Any], new: Input | None = None
+) -> Change:
+    inputs = dict(base.manifest.inputs) | {"parent": base.as_input()}
+    if new is not None:
+        inputs[f"added-{base.manifest.number + 1:05d}"] = new
+    fields: dict[str, Any] = json.loads(config.model_dump_json())
+    return Change(
+        parts=tuple(parts), config=fields, inputs=inputs, summary={**base.manifest.summary, **summary}, code=code()
+    )
+
+
+def _prefix(kind: str, base: Artifact, *content: object) -> str:
+    """A name that no other change uses: it holds the version it starts from and a hash of what it is made of."""
+    digest = hashlib.sha256(json.dumps([base.sha256, *map(str, content)]).encode()).hexdigest()
+    return f"{kind}-v{base.manifest.number + 1:05d}-{digest[:8]}"
+
+
+def _errors(base: Artifact) -> dict[str, float]:
+    found: dict[str, float] = dict(base.manifest.summary.get("errors", {}))
+    return found
+
+
+def _named(base: Artifact, prefix: str, suffix: str = "") -> list[Part]:
+    return base.parts(prefix, suffix)
+
+
+def _stem(part: Part) -> str:
+    return part.name.removesuffix(".faiss")
+
+
+def _rows_of_ids(base: Artifact, ids: pa.Array) -> pa.Table:
+    """Where live rows have one of these ids: image_id, shard, row; one Ray task a shard."""
+    dead = dead_rows(base)
+    look = partial(_find, base, ids)
+    found = list(
+        run_tasks(
+            look, [(part, dead.get(part.name.split(".")[0], ())) for part in base.parts("shard-", ".ids.parquet")]
+        )
+    )
+    return pa.concat_tables([TOMBSTONES.empty_table(), *found]).sort_by("image_id")
+
+
+def _find(base: Artifact, ids: pa.Array, item: tuple[Part, tuple[int, ...]]) -> pa.Table:
+    part, dead = item
+    stored = pq.read_table(base.local(part, cache_folder()), columns=["image_id"])["image_id"]
+    there = pc.is_in(stored, value_set=ids).to_numpy(zero_copy_only=False).astype(bool)
+    there[list(dead)] = False
+    rows = pa.array(there.nonzero()[0], pa.int64())
+    shard = pa.array([part.name.split(".")[0]] * len(rows), pa.string())
+    return pa.table([stored.take(rows).combine_chunks(), shard, rows], schema=TOMBSTONES)
+
+
+def _stones(base: Artifact) -> pa.Table:
+    tables = [read_parquet(base.read(part)) for part in base.parts("tombstones")]
+    return pa.concat_tables([TOMBSTONES.empty_table(), *tables])
+
+
+def _put_stones(base: Artifact, table: pa.Table, prefix: str) -> list[Part]:
+    if not len(table):
+        return []
+    unit = f"tombstones-{prefix.partition('-')[2]}"
+    ordered = table.sort_by([("shard", "ascending"), ("row", "ascending")])
+    blob = Blob(data=parquet_bytes(ordered), rows=len(ordered))
+    return list(put_unit(base.store, unit, {f"{unit}.parquet": blob}).parts)
+
+
+def _with_tombstones(base: Artifact, found: pa.Table, prefix: str) -> list[Part]:
+    return _put_stones(base, pa.concat_tables([_stones(base), found]), prefix)
+
+
+def _without(base: Artifact, dropped: set[str], prefix: str) -> list[Part]:
+    """The tombstones of shards that stay."""
+    table = _stones(base)
+    gone = pc.is_in(table["shard"], value_set=pa.array(sorted(dropped), pa.string()))
+    return _put_stones(base, table.filter(pc.invert(gone)), prefix)
+
+
+def _worn(every: list[Part], live: Mapping[str, int], config: CompactConfig) -> list[Part]:
+    """Shards to rewrite: too many deleted rows, or small and not alone."""
+    worn = [part for part in every if part.rows - live[part.name] > config.max_deleted * part.rows]
+    small = [part for part in every if live[part.name] < config.small_shard * config.shard_rows]
+    chosen = {part.name for part in worn} | ({part.name for part in small} if len(small) > 1 else set())
+    return [part for part in every if part.name in chosen]
+
+
+def _retrain(base: Artifact, rows_of: ShardRows, parts: list[Part], config: CompactConfig, prefix: str) -> Part:
+    unit = f"trained-{prefix.partition('-')[2]}"
+    receipt = finished_unit(base.store, unit)
+    if receipt is None:
+        work = partial(
+            train_quantizer,
+            base.store,
+            unit,
+            rows_of,
+            factory=base.manifest.summary["factory"],
+            seed=config.seed,
+            threads=max(1, int(config.train_cpus)),
+            gpus=config.train_gpus,
+            extra={},
+        )
+        receipt = next(iter(run_tasks(work, [parts], cpus=config.train_cpus, gpus=config.train_gpus)))
+    return receipt.parts[0]
+
+
+COMMANDS: dict[str, Any] = {
+    "add": (AddConfig, add),
+    "delete": (DeleteConfig, delete),
+    "compact": (CompactConfig, compact),
+    "versions": (IndexConfig, versions),
+    "prune": (PruneConfig, prune),
+}

@@ -1,0 +1,242 @@
+"""Shards of an index: cut from parts, filled by Ray tasks from descriptors or from older shards, reconciled from storage."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.artifact import Artifact, Blob, Part, Receipt, finished_unit, put_unit
+from cluster.errors import BadInputError, ClusterError, IntegrityError
+from cluster.storage import Store
+from cluster.tasks import run_tasks
+from cluster.telemetry import Meter
+from jobs.inputs import Table, cache_folder, open_table
+from jobs.parquet import parquet_bytes, read_parquet
+from jobs.querying import Vectors, read_descriptors
+
+DETAILS = ("uri", "description", "category")  # the catalogue's columns that answers carry
+Rows = Callable[[Part], tuple[pa.Table, Vectors]]  # a part -> its ids and details, and its vectors
+_ERROR_ROWS = 256  # rows of a part whose quantization error is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Parts that make one shard, and how many rows come out of them."""
+
+    name: str
+    parts: tuple[Part, ...]
+    rows: int
+
+
+def cut_shards(
+    parts: Sequence[Part], shard_rows: int, prefix: str = "shard", live: Mapping[str, int] | None = None
+) -> list[Shard]:
+    """Cut parts into shards of at most `shard_rows` rows (one part at least), in order, from the manifest alone.
+
+    Args:
+        parts: what to cut.
+        shard_rows: most rows of a shard.
+        prefix: of the shards' names.
+        live: rows of a part that are not deleted, where they are fewer than its rows.
+    """
+    counts = {part.name: (live or {}).get(part.name, part.rows) for part in parts}
+    groups: list[list[Part]] = []
+    for part in parts:
+        if not groups or sum(counts[p.name] for p in groups[-1]) + counts[part.name] > shard_rows:
+            groups.append([])
+        groups[-1].append(part)
+    return [
+        Shard(name=f"{prefix}-{number:05d}", parts=tuple(group), rows=sum(counts[part.name] for part in group))
+        for number, group in enumerate(groups)
+    ]
+
+
+@dataclass(frozen=True)
+class DescriptorRows:
+    """Rows of a descriptors artifact, with the details that its catalogue has of them."""
+
+    descriptors: Artifact
+    catalog: Table | None
+    groups: Artifact | None = None
+
+    @classmethod
+    def of(
+        cls, descriptors: Artifact, *, details: bool, catalog: str = "", groups: Artifact | None = None
+    ) -> "DescriptorRows":
+        """Rows with details from the catalogue that was described, where it was or at `catalog`.
+
+        Raises:
+            BadInputError: it lies there no more, or another catalogue does.
+        """
+        source = descriptors.manifest.inputs.get("catalog")
+        if source is None or not details:
+            return cls(descriptors, None, groups)
+        try:
+            table = open_table(catalog or source.uri, "catalog", "--catalog")
+        except ClusterError as error:
+            raise BadInputError(
+                f"{error}; answers carry the catalogue's columns: say with --catalog where it lies now, or --no-details"
+            ) from None
+        if table.source.sha256 != source.sha256:
+            raise BadInputError(f"--catalog {table.source.uri} is not the catalogue that {descriptors.uri} describes")
+        return cls(descriptors, table, groups)
+
+    @cached_property
+    def _group_of(self) -> dict[str, str]:
+        tables = [read_parquet(self.groups.read(part)) for part in self.groups.manifest.parts] if self.groups else []
+        return {name: group for table in tables for name, group in zip(*table.to_pydict().values(), strict=True)}
+
+    def __call__(self, part: Part) -> tuple[pa.Table, Vectors]:
+        """A part's rows.
+
+        Raises:
+            IntegrityError: the catalogue has no such row.
+        """
+        ids, vectors = read_descriptors(self.descriptors, part)
+        table = pa.table({"image_id": pa.array(ids, pa.string())})
+        if self.groups is not None:
+            names = pa.array([self._group_of.get(name) for name in ids], pa.string())
+            table = table.append_column("group", names)
+        if self.catalog is None:
+            return table, vectors
+        step = int(self.descriptors.manifest.config["part_rows"])  # part i describes rows i * step ...
+        first = int(part.name.removeprefix("part-").removesuffix(".parquet")) * step
+        known = self.catalog.read(first, min(first + step, self.catalog.rows))
+        places = {name: place for place, name in enumerate(known["image_id"].to_pylist())}
+        if missing := [name for name in ids if name not in places]:
+            raise IntegrityError(f"{self.catalog.source.uri}: no row {missing[0]!r} where {part.name} has it")
+        rows = pa.array([places[name] for name in ids], pa.int64())
+        for column in DETAILS:
+            if column in known.column_names:
+                table = table.append_column(column, known[column].take(rows).cast(pa.string()))
+        return table, vectors
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Live rows of an index's shards, named by their `.faiss` parts."""
+
+    index: Artifact
+    dead: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def _parts(self) -> dict[str, Part]:
+        return {part.name: part for part in self.index.manifest.parts}
+
+    def __call__(self, part: Part) -> tuple[pa.Table, Vectors]:
+        """A shard's rows, without the deleted ones."""
+        name = part.name.removesuffix(".faiss")
+        ids = self.index.local(self._parts[f"{name}.ids.parquet"], cache_folder())
+        refine = self.index.local(self._parts[f"{name}.refine.npy"], cache_folder())
+        table, vectors = pq.read_table(ids), np.load(refine, mmap_mode="r")
+        if dead := self.dead.get(name):
+            live = np.setdiff1d(np.arange(len(table)), np.array(dead))
+            return table.take(pa.array(live)), vectors[live]
+        return table, vectors
+
+
+def build_shards(
+    store: Store, trained: Part, dim: int, rows_of: Rows, shards: Sequence[Shard], label: str
+) -> list[Receipt]:
+    """Fill the shards that are not finished, one Ray task each, on the running session; all their receipts, in order.
+
+    Raises:
+        IntegrityError: stored ids, codes and vectors of a shard differ in number.
+    """
+    receipts = {shard.name: finished_unit(store, shard.name) for shard in shards}
+    todo = [shard for shard in shards if receipts[shard.name] is None]
+    with Meter(label, sum(shard.rows for shard in shards), "rows") as meter:
+        meter.advance(sum(shard.rows for shard in shards if receipts[shard.name] is not None))
+        for receipt in run_tasks(partial(_fill, store, trained, dim, rows_of), todo):
+            receipts[receipt.unit] = receipt
+            meter.advance(int(receipt.counts["rows"]))
+    found = [receipt for receipt in receipts.values() if receipt is not None]
+    for shard, receipt in zip(shards, found, strict=True):
+        with store.open(f"{shard.name}.ids.parquet") as file:
+            stored = pq.ParquetFile(file).metadata.num_rows
+        if not stored == shard.rows == receipt.counts["rows"]:
+            raise IntegrityError(f"{store.uri(shard.name)}: {stored} ids for {shard.rows} descriptors")
+    return found
+
+
+def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) -> Receipt:
+    """Add a shard's parts to the trained quantizer, one part in memory at a time."""
+    import faiss
+
+    from manet.index import build_shard, quantization_error
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        refine = np.lib.format.open_memmap(folder / "refine.npy", "w+", np.float16, (shard.rows, dim))
+        tables: list[pa.Table] = []
+        sample: list[Vectors] = []
+
+        def blocks() -> Iterator[Vectors]:
+            start = 0
+            for part in shard.parts:
+                table, vectors = rows_of(part)
+                refine[start : start + len(table)] = vectors
+                start += len(table)
+                tables.append(table)
+                sample.append(np.array(vectors[:: max(1, len(vectors) // _ERROR_ROWS)]))
+                for at in range(0, len(vectors), 8192):
+                    yield vectors[at : at + 8192]
+
+        index = build_shard(Artifact.checked(store, trained), blocks(), threads=1)
+        refine.flush()
+        faiss.write_index(index, str(folder / "shard.faiss"))
+        ids = pa.concat_tables(tables, promote_options="default")
+        blobs = {
+            f"{shard.name}.faiss": Blob(data=folder / "shard.faiss", rows=int(index.ntotal)),
+            f"{shard.name}.ids.parquet": Blob(data=parquet_bytes(ids), rows=len(ids)),
+            f"{shard.name}.refine.npy": Blob(data=folder / "refine.npy", rows=shard.rows),
+        }
+        error = quantization_error(index, np.concatenate(sample)) if shard.rows else 0.0
+        return put_unit(store, shard.name, blobs, {"rows": shard.rows, "quantization_error": round(error, 6)})
+
+
+def train_quantizer(
+    store: Store,
+    unit: str,
+    rows_of: Rows,
+    parts: Sequence[Part],
+    *,
+    factory: str,
+    seed: int,
+    threads: int,
+    gpus: int,
+    extra: Mapping[str, Blob],
+) -> Receipt:
+    """Train on a uniform sample over all rows of all parts, kept as float16; writes UNIT.faiss and `extra`."""
+    from manet.index import train, training_rows
+
+    rows = sum(part.rows for part in parts)
+    wanted = min(rows, training_rows(factory, rows))
+    chosen = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
+    sample, first = [], 0
+    for part in parts:
+        here = chosen[(chosen >= first) & (chosen < first + part.rows)] - first
+        if here.size:
+            vectors = rows_of(part)[1]
+            sample.append(np.array(vectors[here[here < len(vectors)]]))
+        first += part.rows
+    trained = train(np.concatenate(sample), factory, seed=seed, threads=threads, gpus=gpus)
+    return put_unit(store, unit, {f"{unit}.faiss": Blob(data=trained), **extra})
+
+
+def quantizer_of(index: Artifact) -> Part:
+    """The trained quantizer of an index."""
+    return index.parts("trained", ".faiss")[0]
+
+
+def shard_summary(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """Rows and mean quantization error of shards."""
+    rows = int(sum(receipt.counts["rows"] for receipt in receipts))
+    error = sum(receipt.counts["quantization_error"] * receipt.counts["rows"] for receipt in receipts) / max(1, rows)
+    return {"rows": rows, "quantization_error": round(error, 6)}

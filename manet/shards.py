@@ -1,0 +1,138 @@
+"""The files of one shard, opened for search: codes and vectors memory-mapped, quantizer shared between shards.
+
+Shape letters: Q queries, D dimensions.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manet.errors import InputError
+from manet.index import inverted_file
+
+Matrix = np.ndarray[Any, np.dtype[Any]]
+DETAILS = ("uri", "description", "category", "group")  # columns of a shard's ids beside image_id; all may be absent
+swig = cast(Any, faiss)  # faiss's stubs know no keyword of a constructor
+_NOTHING = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFiles:
+    """The three files of a shard, and its rows that were deleted since."""
+
+    index: Path
+    ids: Path
+    refine: Path
+    dead: Matrix = field(default_factory=lambda: _NOTHING)
+
+
+class Shard:
+    """One shard.
+
+    Raises:
+        InputError: files that do not belong together.
+    """
+
+    def __init__(self, files: ShardFiles) -> None:
+        self.name = files.index.name
+        self.index = faiss.read_index(str(files.index), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        self.ivf = inverted_file(self.index)
+        self.rows = _mapped_table(files.ids)
+        self.vectors = np.load(files.refine, mmap_mode="r")
+        counts = {"faiss": self.index.ntotal, "ids": len(self.rows), "refine": len(self.vectors)}
+        if len(set(counts.values())) != 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InputError(f"{self.name}: its files do not belong together: {listed} rows; build the index again")
+        self.live = np.ones(len(self.rows), bool)
+        self.live[files.dead] = False
+        self.all_live = not len(files.dead)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def share_quantizer(self, other: "Shard") -> None:
+        """Drop this shard's own copy of the coarse quantizer and the rotation, and use the other's.
+
+        Raises:
+            InputError: the two were not built from one trained quantizer.
+        """
+        alike = type(self.index) is type(other.index) and self.index.d == other.index.d
+        alike &= type(self.ivf) is type(other.ivf)
+        if alike and self.ivf is not None:
+            alike = self.ivf.nlist == other.ivf.nlist and self.ivf.code_size == other.ivf.code_size
+        if not alike:
+            raise InputError(f"{self.name} and {other.name} were not built with the same quantizer")
+        if isinstance(self.ivf, faiss.IndexIVFPQ):
+            self.index = self.ivf = _with_quantizer(self.ivf, other.ivf.quantizer)
+
+    def candidates(
+        self, turned_QD: Matrix, cells: Matrix | None, closeness: Matrix | None, count: int, allowed: Matrix | None
+    ) -> tuple[Matrix, Matrix]:
+        """The `count` rows of largest quantized inner product: (products, rows), [Q, count], -1 where there are no more.
+
+        Args:
+            turned_QD: queries after the rotation, or as they are where there is no inverted file.
+            cells: the cells to visit [Q, nprobe], with their inner products `closeness`; None without an inverted file.
+            count: rows wanted.
+            allowed: bool [rows] of this shard; None: all.
+        """
+        selector = None if allowed is None else _selector(allowed)
+        if cells is None or closeness is None:
+            options = swig.SearchParameters(sel=selector[0]) if selector else None
+            found: tuple[Matrix, Matrix] = self.index.search(turned_QD, count, params=options)
+            return found
+        options = swig.SearchParametersIVF(nprobe=cells.shape[1], **({"sel": selector[0]} if selector else {}))
+        products = np.empty((len(turned_QD), count), np.float32)
+        rows = np.empty((len(turned_QD), count), np.int64)
+        pointers = map(faiss.swig_ptr, (cells, closeness, products, rows))
+        self.ivf.search_preassigned_c(len(turned_QD), faiss.swig_ptr(turned_QD), count, *pointers, False, options)
+        return products, rows
+
+    def details(self, rows: Matrix) -> dict[str, list[Any]]:
+        """Columns of some rows, image_id always among them."""
+        taken = self.rows.take(pa.array(rows))
+        return {name: taken[name].to_pylist() for name in taken.column_names}
+
+    def matching(self, column: str, values: pa.Array) -> Matrix:
+        """bool [rows]: whether the column holds one of `values`.
+
+        Raises:
+            InputError: the index has no such column.
+        """
+        if column not in self.rows.column_names:
+            raise InputError(f"{self.name} has no {column}: the index was built without the catalogue's columns")
+        found: Matrix = pc.is_in(self.rows[column], value_set=values).to_numpy(zero_copy_only=False).astype(bool)
+        return found
+
+
+def _with_quantizer(own: Any, quantizer: Any) -> Any:  # noqa: ANN401 - faiss.IndexIVFPQ, faiss.Index
+    """The inverted lists and codes of `own` under another coarse quantizer, so that its own one can be freed."""
+    slim = swig.IndexIVFPQ(quantizer, own.d, own.nlist, own.pq.M, own.pq.nbits, own.metric_type, False)
+    slim.pq = own.pq
+    slim.by_residual, slim.is_trained, slim.ntotal = own.by_residual, True, own.ntotal
+    own.own_invlists = False
+    slim.replace_invlists(own.invlists, True)
+    return slim
+
+
+def _selector(allowed: Matrix) -> tuple[Any, Matrix]:
+    """A faiss selector of rows, and the bits that it points into (which must outlive it)."""
+    bits = np.packbits(allowed, bitorder="little")
+    return swig.IDSelectorBitmap(bits), bits
+
+
+def _mapped_table(path: Path) -> pa.Table:
+    """A Parquet table as an Arrow file without a name, memory-mapped: it costs no memory of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+        with pq.ParquetFile(path) as source, pa.OSFile(file.name, "wb") as sink:
+            schema = source.schema_arrow
+            with pa.ipc.new_file(sink, schema) as writer:
+                writer.write_table(source.read().combine_chunks())
+        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()

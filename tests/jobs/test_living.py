@@ -1,0 +1,241 @@
+"""An index that changes: `manet index add`, `delete`, `compact`, `prune`, against exact search of what should be in it."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
+from cluster.errors import BadInputError, ClusterError
+from cluster.session import SessionConfig, ray_session
+from cluster.versions import Change
+from jobs import dedup, index, living
+from jobs.parquet import parquet_bytes
+from jobs.querying import open_index, open_newest_searcher, open_searcher
+from manet.exact import exact_search
+from manet.tables import descriptor_column
+
+Matrix = np.ndarray[Any, np.dtype[Any]]
+DIM = 16
+FACTORY = "IVF8,PQ4x4"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    with ray_session(SessionConfig(ray_cpus=2, object_store_mib=128)):
+        yield
+
+
+def vectors_of(rows: int, seed: int, spread: float = 0.3) -> Matrix:
+    """Unit vectors around 20 centres, float16."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((20, DIM))
+    found = centres[rng.integers(0, 20, rows)] * (spread < 1) + spread * rng.standard_normal((rows, DIM))
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float16)
+
+
+def describe(folder: Path, ids: list[str], vectors: Matrix, part_rows: int = 50) -> str:
+    """A descriptors artifact, as `extract` writes it, of vectors that no model made."""
+    writer = ArtifactWriter.open(str(folder), "descriptors", config={"name": folder.name}, claimed=("name",), inputs={})
+    units = []
+    for number, start in enumerate(range(0, len(ids), part_rows)):
+        table = pa.table({"image_id": ids[start : start + part_rows]})
+        table = table.append_column("descriptor", descriptor_column(vectors[start : start + part_rows]))
+        units.append(f"{number:05d}")
+        blob = Blob(data=parquet_bytes(table), rows=len(table))
+        put_unit(writer.store, units[-1], {f"part-{number:05d}.parquet": blob})
+    writer.commit(units, {"rows": len(ids)}, {})
+    return str(folder)
+
+
+class Gallery:
+    """An index on disk, and beside it what it should hold."""
+
+    def __init__(self, folder: Path, rows: int = 300) -> None:
+        self.folder, self.uri = folder, str(folder / "index")
+        self.held = dict(zip([f"a{row:04d}" for row in range(rows)], vectors_of(rows, 0), strict=True))
+        descriptors = describe(folder / "a", list(self.held), np.array(list(self.held.values())))
+        index.run(index.Config(descriptors=descriptors, out=self.uri, factory=FACTORY, shard_rows=100))
+
+    def add(self, name: str, rows: int, seed: int, spread: float = 0.3, *, replace: bool = False) -> dict[str, Any]:
+        new = dict(zip([f"{name}{row:04d}" for row in range(rows)], vectors_of(rows, seed, spread), strict=True))
+        descriptors = describe(self.folder / f"{name}-{seed}", list(new), np.array(list(new.values())))
+        done = living.add(living.AddConfig(index=self.uri, descriptors=descriptors, replace=replace))
+        self.held |= new
+        return done
+
+    def delete(self, ids: list[str], *, missing_ok: bool = False) -> dict[str, Any]:
+        path = self.folder / "ids.txt"
+        path.write_text("\n".join(ids))
+        done = living.delete(living.DeleteConfig(index=self.uri, ids=str(path), missing_ok=missing_ok))
+        self.held = {name: vector for name, vector in self.held.items() if name not in ids}
+        return done
+
+    def check(self, version: int = 0) -> None:
+        """Its answers are those of exact search over what it should hold."""
+        artifact = open_index(self.uri, version)
+        names = sorted(self.held)
+        vectors = np.array([self.held[name] for name in names])
+        searcher = open_searcher(artifact, nprobe=8, refine=10_000)
+        assert len(searcher) == artifact.manifest.summary["rows"] == len(names)
+        queries = vectors[::17].astype(np.float32)
+        found = [[hit.image_id for hit in hits] for hits in searcher.search(queries, 7)]
+        assert found == [[names[row] for row in rows] for rows in exact_search(vectors, queries, 7)[1]]
+
+
+def test_a_life(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    gallery.check()
+    assert gallery.add("b", 120, 1)["version"] == 2
+    gallery.check()
+    assert gallery.delete([f"a{row:04d}" for row in range(0, 90, 2)] + ["b0003"])["version"] == 3
+    gallery.check()
+    before = dict(gallery.held)
+    assert gallery.add("a", 10, 2, replace=True)["rows"] == 300 + 120 - 46 + 5  # five of the ten were deleted
+    gallery.check()
+    done = living.compact(living.CompactConfig(index=gallery.uri, shard_rows=100, max_drift=100, max_deleted=0))
+    assert (done["version"], done["deleted"]) == (5, 0)
+    gallery.check()
+    again = living.compact(living.CompactConfig(index=gallery.uri, shard_rows=100, max_drift=100))
+    assert again["version"] in {5, 6}  # what was merged may be small still
+    gallery.check()
+    gallery.held = before
+    gallery.check(version=3)
+    listed = living.versions(living.IndexConfig(index=gallery.uri))["versions"]
+    assert [row["version"] for row in listed][:5] == [1, 2, 3, 4, 5]
+    files = {path.name for path in Path(gallery.uri).iterdir()}
+    done = living.prune(living.PruneConfig(index=gallery.uri, keep=1))
+    assert done["files_removed"] > 3
+    left = {path.name for path in Path(gallery.uri).iterdir()}
+    named = {part.name for part in open_index(gallery.uri).manifest.parts}
+    assert named <= left < files
+    open_index(gallery.uri).verify()
+    with pytest.raises(BadInputError, match="no version 3"):
+        open_index(gallery.uri, 3)
+
+
+def test_what_is_refused_and_what_is_done_already(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    gallery.add("b", 20, 1)
+    again = living.add(living.AddConfig(index=gallery.uri, descriptors=str(tmp_path / "b-1")))
+    assert again["version"] == 2
+    with pytest.raises(BadInputError, match=r"20 ids are in the index already, e\.g\. 'b0000'"):
+        gallery.add("b", 20, 3)
+    gallery.delete(["b0001"])
+    assert gallery.delete(["b0001"])["version"] == 3
+    with pytest.raises(BadInputError, match="has no 'zzz'"):
+        gallery.delete(["zzz", "b0002"])
+    assert gallery.delete(["zzz", "b0002"], missing_ok=True)["version"] == 4
+    gallery.check()
+
+
+def test_other_vectors_make_it_train_again(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    gallery.add("z", 300, 5, spread=1)
+    before = [part.sha256 for part in open_index(gallery.uri).parts("trained", ".faiss")]
+    done = living.compact(living.CompactConfig(index=gallery.uri, shard_rows=200, max_drift=1.05))
+    assert "retrained" in done["action"]
+    after = [part.sha256 for part in open_index(gallery.uri).parts("trained", ".faiss")]
+    assert len(after) == 1
+    assert after != before
+    gallery.check()
+
+
+def test_the_loser_of_a_race_starts_again_from_the_winner(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    calls: list[int] = []
+
+    def change(base: Artifact) -> Change:
+        calls.append(base.manifest.number)
+        if len(calls) == 1:
+            gallery.delete(["a0000"])  # somebody else, between our reading and our commit
+        parts = list(base.manifest.parts)
+        return living._change(base, parts, living.IndexConfig(index=gallery.uri), {"action": "none"})
+
+    assert living._apply(living.IndexConfig(index=gallery.uri), change)["version"] == 3
+    assert calls == [1, 2]
+    gallery.check()
+
+
+def test_a_reader_sees_one_version_or_the_next(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    stop = threading.Event()
+    faults: list[str] = []
+    seen: list[int] = []
+    kept = {f"a{row:04d}" for row in range(100, 110)}
+    queries = np.array([gallery.held[name] for name in sorted(kept)], np.float32)
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                artifact, searcher = open_newest_searcher(gallery.uri, nprobe=8, refine=1000)
+                found = {hits[0].image_id for hits in searcher.search(queries, 1)}
+                seen.append(artifact.manifest.number)
+                assert found == kept
+                assert len(searcher) == artifact.manifest.summary["rows"]
+            except Exception as error:
+                faults.append(repr(error))
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        gallery.add("b", 60, 1)
+        gallery.delete(["a0001", "b0001"])
+        living.compact(living.CompactConfig(index=gallery.uri, shard_rows=100))
+        living.prune(living.PruneConfig(index=gallery.uri, keep=1))
+        gallery.delete(["a0002"])
+    finally:
+        stop.set()
+        reader.join(timeout=120)
+    assert faults == []
+    assert seen == sorted(seen)
+    gallery.check()
+
+
+def test_every_flipped_bit_is_refused_by_name(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path, rows=120)
+    gallery.delete(["a0001"])
+    names = [part.name for part in open_index(gallery.uri).manifest.parts if part.name.startswith(("shard", "tomb"))]
+    rng = np.random.default_rng(0)
+    for name in [*names, "versions/manifest-00002.json"] * 10:
+        path = Path(gallery.uri) / name
+        whole = path.read_bytes()
+        torn = bytearray(whole)
+        torn[rng.integers(len(torn))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(torn))
+        with pytest.raises(ClusterError, match=name.replace(".", r"\.")):
+            open_searcher(open_index(gallery.uri))
+        path.write_bytes(whole)
+    gallery.check()
+
+
+def test_groups_are_the_planted_ones(tmp_path: Path) -> None:
+    base = vectors_of(120, 0, spread=1).astype(np.float32)  # no cluster: no pair is near by chance
+    near = base[:30] + 0.02 * np.random.default_rng(3).standard_normal((30, DIM))
+    both = np.concatenate([base, near / np.linalg.norm(near, axis=1, keepdims=True)]).astype(np.float16)
+    ids = [f"a{row:04d}" for row in range(120)] + [f"b{row:04d}" for row in range(30)]
+    cosine = both.astype(np.float64) @ both.astype(np.float64).T - 2 * np.eye(150)
+    pairs = [(ids[i], ids[j]) for i, j in np.argwhere(cosine >= 0.97)]
+    descriptors = describe(tmp_path / "d", ids, both)
+    flags: dict[str, Any] = {"descriptors": descriptors, "factory": "IVF4,PQ4x4", "shard_rows": 60}
+    index.run(index.Config(out=str(tmp_path / "index"), **flags))
+    done = dedup.run(dedup.Config(index=str(tmp_path / "index"), nprobe=4, out=str(tmp_path / "groups")))
+    groups = dict(zip(*pq.read_table(tmp_path / "groups" / "groups.parquet").to_pydict().values(), strict=True))
+    assert groups == dedup.joined(pairs)
+    assert done["pictures"] == len(groups) >= 55
+    index.run(index.Config(out=str(tmp_path / "once"), dedup=str(tmp_path / "groups"), **flags))
+    hits = open_searcher(open_index(str(tmp_path / "once")), nprobe=4).search(both[:30], 7)
+    for answers in hits:
+        seen = [groups.get(hit.image_id, hit.image_id) for hit in answers]
+        assert len(set(seen)) == 7
+
+
+def test_chains_are_joined() -> None:
+    pairs = [("d", "c"), ("b", "a"), ("c", "b"), ("y", "x")]
+    assert dedup.joined(pairs) == {"a": "a", "b": "a", "c": "a", "d": "a", "x": "x", "y": "x"}
