@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import BadInputError, JobFailedError
+from cluster.telemetry import say
 
 MIB = 1 << 20
+_STARTS = 3  # of Ray on this machine
 
 
 class SessionConfig(BaseModel):
@@ -54,14 +56,7 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
         if address:
             ray.init(address=address, logging_level=level, log_to_driver=debug)
         else:
-            ray.init(
-                address="local",
-                num_cpus=config.ray_cpus or available_cpus(),
-                object_store_memory=config.object_store_mib * MIB,
-                include_dashboard=False,
-                logging_level=level,
-                log_to_driver=debug,
-            )
+            _start_local(config, level=level, debug=debug)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address:
             raise BadInputError(
@@ -75,6 +70,35 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(config: SessionConfig, *, level: int, debug: bool) -> None:
+    """Start Ray here; again when a busy machine took longer than the half minute that Ray grants its own processes.
+
+    Raises:
+        JobFailedError: it did not start in `_STARTS` tries.
+    """
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=config.ray_cpus or available_cpus(),
+                object_store_memory=config.object_store_mib * MIB,
+                include_dashboard=False,
+                logging_level=level,
+                log_to_driver=debug,
+            )
+        except Exception as error:  # Ray raises no type of its own for this
+            ray.shutdown()
+            if "timed out" not in str(error):
+                raise
+            if attempt == _STARTS:
+                raise JobFailedError(f"Ray did not start in {_STARTS} tries: {_first_line(error)}") from error
+            say(f"Ray did not start in time; trying again ({attempt} of {_STARTS - 1})")
+        else:
+            return
 
 
 def quiet(name: str) -> None:

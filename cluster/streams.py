@@ -41,8 +41,10 @@ class Paced:
 
 def configure_data() -> None:
     """Set up Ray Data in this process; every stream made afterwards runs so."""
+    from ray._private import auto_init_hook
     from ray.data import DataContext
 
+    auto_init_hook.enable_auto_connect = False  # a stream that outlives its session must not start another one
     quiet("ray.data")
     context = DataContext.get_current()
     context.enable_progress_bars = False

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.compare import DESCRIPTORS
 from manet.metrics import retrieval_metrics
 from tests.conftest import Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
@@ -119,7 +120,7 @@ def test_compare_describes_as_extract_does(
     command = ("compare", "--catalog", shop / "catalog", "--queries", shop / "queries", "--model", model)
     done = manet(*command, "--part-rows", 32, "--out", tmp_path / "table")
     rows = {(row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
-    assert len(rows) == 9
+    assert len(rows) == len(DESCRIPTORS)
     assert all(0 <= row["map@7"] <= 1 and row["map@7_low"] <= row["map@7_high"] for row in rows.values())
     header = (tmp_path / "table" / "table.csv").read_text().splitlines()[0]
     assert header.startswith("network,features,descriptor,map@7")
