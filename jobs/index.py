@@ -64,6 +64,7 @@ class Config(JobConfig):
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     descriptors = open_artifact(config.descriptors, "descriptors")
+    query_blobs(descriptors)  # what cannot be searched is refused before the folder is claimed
     inputs = {"descriptors": descriptors.as_input()}
     groups = open_artifact(config.dedup, "groups") if config.dedup else None
     if groups is not None:

@@ -35,8 +35,17 @@ class QuerySpec(BaseModel):
 
     @classmethod
     def of(cls, descriptors: Artifact) -> "QuerySpec":
-        """What described a descriptors artifact."""
+        """What described a descriptors artifact.
+
+        Raises:
+            BadInputError: it holds several descriptors.
+        """
         config = descriptors.manifest.config
+        if "," in config["descriptor"]:
+            raise BadInputError(
+                f"{descriptors.uri} holds several descriptors ({config['descriptor']}); an index takes one: "
+                "run extract with one --descriptor"
+            )
         fields = {name: config[name] for name in ("descriptor", "size", "batch_size", "precision")}
         return cls(model=descriptors.manifest.inputs["model"], **fields)
 
