@@ -6,6 +6,7 @@
 
   manet ingest --source s3://shop/shards --format tar --out s3://shop/catalog
   manet ingest --source s3://shop/pictures --pack --out s3://shop/catalog
+  manet ingest --source s3://shop/catalog --pack --out s3://shop/packed
 
 Only the table is written; pictures stay where they are and are read by their URIs. With --pack, and from tar shards, the
 pictures' bytes are written into the table's parts, which `extract` reads in few requests (Ray tasks; resumable). What is
@@ -22,14 +23,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import field_validator
 
-from cluster.artifact import ArtifactWriter, Blob, Input, put_unit
+from cluster.artifact import MANIFEST, ArtifactWriter, Blob, Input, put_unit
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.session import ray_session
 from cluster.storage import open_store, resolve_uri, split_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
 from jobs.config import JobConfig
-from jobs.inputs import Kind
+from jobs.inputs import Kind, open_table
 from jobs.make import make
 from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
 from jobs.parquet import parquet_bytes
@@ -38,14 +39,14 @@ from manet.tables import check_catalog, check_queries
 
 PART_ROWS = 100_000
 _HEADERS = {"id", "image id", "training image id"}  # first cell of a CSV that has a header
-Format = Literal["auto", "folder", "tar", "table", "urls", "training-csv", "validation-csv"]
+Format = Literal["auto", "artifact", "folder", "tar", "table", "urls", "training-csv", "validation-csv"]
 
 
 class Config(JobConfig):
     """Flags of `manet ingest`."""
 
     source: str
-    """Folder of pictures, or a .parquet or .csv table, a .txt list of URIs, or one of the challenge's CSVs."""
+    """Folder of pictures, or another catalog's, a .parquet or .csv table, a .txt list of URIs, or one of the challenge's CSVs."""
     kind: Kind = "catalog"
     """What to write."""
     format: Format = "auto"
@@ -68,7 +69,10 @@ def run(config: Config) -> dict[str, Any]:
         raise BadInputError("--kind queries: only catalogs are packed; drop --pack")
     if form == "tar":
         return _run_tar(config)
-    if form == "folder":
+    if form == "artifact":
+        standing = open_table(config.source, config.kind, "--source")
+        table, digest = standing.read(), standing.source.sha256
+    elif form == "folder":
         table, digest = _folder(config), ""
     else:
         data = _read(config.source)
@@ -155,7 +159,7 @@ def _guess(config: Config) -> Format:
     if name.endswith(".tar"):
         return "tar"
     if not name.endswith(".csv"):
-        return "folder"
+        return "artifact" if open_store(config.source).exists(MANIFEST) else "folder"
     head = _read(config.source)[:4096].decode("utf-8-sig", "replace").splitlines()[:1]
     if head and head[0].lower().startswith("validation image id,"):
         return "validation-csv"

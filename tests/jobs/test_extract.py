@@ -161,3 +161,30 @@ def test_spoiled_pictures_are_rejects_with_their_reasons(manet: Run, model: Path
     assert set(found["stage"].to_pylist()) == {"decode"}
     described = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "strict").glob("part-*.parquet")])
     assert not set(described["image_id"].to_pylist()) & set(reasons)
+
+
+def test_packed_pictures_and_several_descriptors(
+    manet: Run, extracted: Path, shop: Path, model: Path, tmp_path: Path
+) -> None:
+    """From the bytes inside a packed catalogue, beside another descriptor, the same bits; `status` and `verify` agree."""
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    assert summary_of(manet("ingest", "--source", shop / "catalog", "--pack", "--out", packed))["unread"] == 0
+    command: tuple[object, ...] = ("extract", "--catalog", packed, "--model", model, "--out", out)
+    command += ("--part-rows", 16, "--descriptor", "sr-mac,gem")
+    plan = manet(*command, "--dry-run")
+    assert summary_of(plan)["parts_to_do"] == len(list(extracted.glob("part-*.parquet")))
+    assert not out.exists()
+    summary_of(manet(*command))
+    for part in sorted(extracted.glob("part-*.parquet")):
+        one, two = pq.read_table(part), pq.read_table(out / part.name)
+        assert one["image_id"] == two["image_id"]
+        assert one["descriptor"] == two["descriptor_sr-mac"]
+        assert one["descriptor"] != two["descriptor_gem"]
+    status = summary_of(manet("status", out))
+    assert (status["state"], status["missing"], status["damaged"]) == ("committed", 0, 0)
+    assert summary_of(manet("verify", out, "--sample", 4))["same_bits"] == 4
+    refused = manet("index", "--descriptors", out, "--out", tmp_path / "index")
+    assert_refused(refused, 2, "holds several descriptors (sr-mac,gem)")
+    (out / "part-00001.parquet").write_bytes(b"PAR1")
+    assert summary_of(manet("status", out))["state"] == "damaged"
+    assert_refused(manet("verify", out), 1, "part-00001.parquet", "4 bytes")
