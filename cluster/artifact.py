@@ -8,6 +8,7 @@ unit is done when its receipt stands, however many files it has. A killed run le
 written again, byte for byte the same.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -381,9 +382,20 @@ class Artifact:
                     raise IntegrityError(fault)
 
 
-def peek(store: Store, record: type[_Model]) -> _Model | None:
-    """The `Claim` or `Manifest` of a folder, finished or not; None where there is none."""
-    return _read_json(store, {"Claim": CLAIM, "Manifest": MANIFEST}[record.__name__], record)
+def peek(store: Store) -> tuple[Claim | None, Manifest | None]:
+    """Claim and newest manifest of a folder, finished or not; None where there is none.
+
+    Raises:
+        IntegrityError: a manifest that differs from its own checksum.
+    """
+    claim = _read_json(store, CLAIM, Claim)
+    for _ in range(_OPENINGS):
+        numbers = version_numbers(store)
+        if not numbers:
+            return claim, None
+        with contextlib.suppress(ObjectMissingError):  # pruned meanwhile: there is a newer one
+            return claim, _read_manifest(store, numbers[-1])[0]
+    return claim, None
 
 
 def open_artifact(uri: str, kind: str, version: int = 0) -> Artifact:

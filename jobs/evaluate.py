@@ -14,20 +14,20 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
 from cluster.session import available_cpus
-from jobs.config import JobConfig, how
+from jobs.config import how
 from jobs.inputs import Table, open_table
 from jobs.make import make
 from jobs.parquet import parquet_bytes
-from jobs.querying import QuerySpec, open_searcher, query_spec, read_all, relevant_ids
-from jobs.streaming import DescribeConfig, describe_into, unit_names
+from jobs.querying import QueriesConfig, describe_queries, open_newest_searcher, query_spec, read_all, relevant_ids
 from manet.metrics import drop_self, retrieval_metrics
+from manet.search import Searcher
 
 RANKINGS = pa.schema([("query_id", pa.string()), ("ranked", pa.list_(pa.string()))])
 
 
-class Config(JobConfig, DescribeConfig):
+class Config(QueriesConfig):
     """Flags of `manet evaluate`; --size, --batch-size and --precision are taken from the index."""
 
     INPUTS: ClassVar[tuple[str, ...]] = ("index", "queries", "model")
@@ -36,32 +36,30 @@ class Config(JobConfig, DescribeConfig):
     """Index artifact."""
     queries: str
     """Queries artifact, or a Parquet file with the columns query_id, uri and relevant."""
-    model: str = ""
-    """Where the index's model lies now, if it was moved."""
     k: int = Field(default=7, ge=1, le=1000)
     """Answers for each query."""
     nprobe: int = Field(default=0, ge=0)
-    """Cells visited in each shard; 0: derived from their number."""
+    """Cells visited; 0: derived from their number."""
     refine: int = Field(default=0, ge=0)
-    """Candidates of each shard re-scored with the stored vectors; 0: the default depth."""
+    """Candidates re-scored with the stored vectors; 0: the default depth."""
     threads: int = how(0, ge=0)
     """Threads of the search; 0: one per CPU."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
-    index = open_artifact(config.index, "index")
+    threads = config.threads or available_cpus()
+    index, searcher = open_newest_searcher(config.index, nprobe=config.nprobe, refine=config.refine, threads=threads)
     queries = open_table(config.queries, "queries", "--queries")
     inputs = {"index": index.as_input(), "queries": queries.source}
-    return make(config, "evaluation", inputs, partial(_build, config, index, queries))
+    return make(config, "evaluation", inputs, partial(_build, config, index, searcher, queries))
 
 
-def _build(config: Config, index: Artifact, queries: Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+def _build(
+    config: Config, index: Artifact, searcher: Searcher, queries: Table, writer: ArtifactWriter
+) -> tuple[list[str], dict[str, Any]]:
     spec = query_spec(index)
-    described = _describe_queries(config, spec, queries)
-    searcher = open_searcher(
-        index, nprobe=config.nprobe, refine=config.refine, threads=config.threads or available_cpus()
-    )
+    described = describe_queries(config, spec, queries)
     ids, vectors = read_all(described)
     hits = dict(zip(ids, searcher.search(vectors, config.k + 1), strict=True))
     relevant = relevant_ids(queries)
@@ -78,23 +76,3 @@ def _build(config: Config, index: Artifact, queries: Table, writer: ArtifactWrit
     }
     put_unit(writer.store, "evaluation", blobs)
     return ["evaluation"], summary
-
-
-def _describe_queries(config: Config, spec: QuerySpec, queries: Table) -> Artifact:
-    """The queries' descriptors, an artifact of its own beside the figures."""
-    model = spec.open_model(config.model)
-    describing = spec.apply(config)
-    nested = describing.model_copy(update={"out": f"{config.out.rstrip('/')}/query-descriptors"})
-
-    def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
-        counts = describe_into(writer, queries, model, describing, names=(spec.descriptor,))
-        return unit_names(queries, describing), counts
-
-    make(
-        nested,
-        "descriptors",
-        {"catalog": queries.source, "model": model.as_input()},
-        build,
-        claimed=config.describing(),
-    )
-    return open_artifact(nested.out, "descriptors")

@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -73,8 +73,8 @@ class Table:
         return list(zip(table[_ID_COLUMN[self.kind]].to_pylist(), table["uri"].to_pylist(), strict=True))
 
 
-def open_table(uri: str, kind: Kind, flag: str) -> Table:
-    """Open and check a table: an artifact's folder, or a bare Parquet file.
+def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Table:
+    """Open and check a table: an artifact's folder, or a bare Parquet file; `relevant`: each query must have its answers.
 
     Raises:
         BadInputError: nothing there, or not a Parquet file.
@@ -95,7 +95,7 @@ def open_table(uri: str, kind: Kind, flag: str) -> Table:
             TableFile(uri=artifact.store.uri(part.name), rows=part.rows) for part in artifact.parts(kind, ".parquet")
         )
     table = Table(kind=kind, source=source, files=files)
-    check = check_catalog if kind == "catalog" else check_queries
+    check = check_catalog if kind == "catalog" else partial(check_queries, relevant=relevant)
     check(pa.concat_tables([_whole(file.uri) for file in files], promote_options="permissive"), f"{flag} {uri}")
     if table.rows == 0:
         raise BadInputError(f"{flag} {uri}: the table has no rows")

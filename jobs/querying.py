@@ -6,12 +6,14 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cluster.artifact import Artifact, Input, Part, open_artifact
+from cluster.artifact import Artifact, ArtifactWriter, Input, Part, open_artifact
 from cluster.errors import BadInputError, IntegrityError, ObjectMissingError
 from cluster.storage import read_uri
+from jobs.config import JobConfig
 from jobs.inputs import Table, cache_folder, open_model
+from jobs.make import make
 from jobs.parquet import read_parquet
-from jobs.streaming import DescribeConfig
+from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.describe import Precision
 from manet.pooling import DescriptorName
 from manet.search import Searcher
@@ -69,6 +71,28 @@ class QuerySpec(BaseModel):
         return config.model_copy(update=fields)
 
 
+class QueriesConfig(JobConfig, DescribeConfig):
+    """Flags of a job that describes queries for an index; --size, --batch-size and --precision are taken from the index."""
+
+    model: str = ""
+    """Where the index's model lies now, if it was moved."""
+
+
+def describe_queries(config: QueriesConfig, spec: QuerySpec, queries: Table) -> Artifact:
+    """The queries' descriptors, an artifact of its own below --out: made as `extract` makes the gallery's, resumable."""
+    model = spec.open_model(config.model)
+    describing = spec.apply(config)
+    nested = describing.model_copy(update={"out": f"{config.out.rstrip('/')}/query-descriptors"})
+
+    def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+        counts = describe_into(writer, queries, model, describing, names=(spec.descriptor,))
+        return unit_names(queries, describing), counts
+
+    inputs = {"catalog": queries.source, "model": model.as_input()}
+    make(nested, "descriptors", inputs, build, claimed=config.describing())
+    return open_artifact(nested.out, "descriptors")
+
+
 def read_descriptors(descriptors: Artifact, part: Part) -> tuple[list[str], Vectors]:
     """Ids and descriptors, float16 [n, D], of one part, checked against the manifest.
 
@@ -121,7 +145,7 @@ def open_searcher(index: Artifact, *, nprobe: int = 0, refine: int = 0, threads:
         IntegrityError: a file differs from the manifest; it is named.
         ObjectMissingError: this version was pruned meanwhile (see `open_newest_searcher`).
     """
-    parts = index.parts("shard-")
+    parts = [*index.parts("shard-"), *index.parts("trained"), *index.parts("query.json")]
     with ThreadPoolExecutor(threads) as pool:
         paths = dict(zip(parts, pool.map(lambda part: index.local(part, cache_folder()), parts), strict=True))
     where = {part.name: path for part, path in paths.items()}

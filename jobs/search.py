@@ -1,40 +1,68 @@
-"""Find the products in pictures: index + pictures -> ranked ids, one JSON line a picture.
+"""Find the products in pictures: index + pictures -> ranked ids.
 
   manet search --index s3://shop/index --picture photo.jpg --picture s3://inbox/other.png
   manet search --index s3://shop/index --picture photo.jpg --category lipstick --ids in-stock.txt
+  manet search --index s3://shop/index --queries s3://shop/queries --out s3://shop/answers
 
-Reads an index (its newest version, or --version) and the model that it names. Writes nothing but stdout: one line a
-picture with its k best ids, scores, uris and descriptions, or with its error; then the summary. Pictures are described here
-exactly as `extract` describes the gallery.
+Reads an index (its newest version, or --version) and the model that it names. Pictures are described exactly as `extract`
+describes the gallery. With --picture nothing is written but stdout: one line a picture with its k best ids, scores, uris and
+descriptions, or with its error; then the summary. With --queries a whole table is searched, by Ray: its descriptors are
+written to OUT/query-descriptors, the answers to `answers-*.parquet` (query_id, ranked, scores), one part a part of the
+descriptors; the same command again keeps the finished ones. A picture that cannot be used is a reject of the descriptors.
 """
 
+import hashlib
 import json
 import sys
 import time
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, ClassVar
 
-from pydantic import Field
+import pyarrow as pa
+from pydantic import Field, model_validator
 
-from cluster.errors import BadInputError
-from cluster.session import SessionConfig, available_cpus
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Input, Part, Receipt, put_unit
+from cluster.errors import BadInputError, IntegrityError
+from cluster.session import available_cpus, ray_session
+from cluster.storage import Store
+from cluster.tasks import run_tasks
+from cluster.telemetry import Meter
 from jobs.config import how
-from jobs.inputs import local_copy
+from jobs.inputs import Table, local_copy, open_table
+from jobs.make import make
+from jobs.parquet import parquet_bytes
 from jobs.pictures import load_picture
-from jobs.querying import open_index, open_newest_searcher, open_searcher, query_spec, read_ids
+from jobs.querying import (
+    QueriesConfig,
+    describe_queries,
+    open_index,
+    open_newest_searcher,
+    open_searcher,
+    query_spec,
+    read_descriptors,
+    read_ids,
+)
 from jobs.streaming import picture_config
 from manet.errors import PictureError
 from manet.pooling import DEAD
+from manet.search import Searcher
+
+ANSWERS = pa.schema([("query_id", pa.string()), ("ranked", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
 
 
-class Config(SessionConfig):
-    """Flags of `manet search`."""
+class Config(QueriesConfig):
+    """Flags of `manet search`; --size, --batch-size and --precision are taken from the index."""
+
+    INPUTS: ClassVar[tuple[str, ...]] = ("index", "queries", "model", "version", "ids")
 
     index: str
     """Index artifact."""
-    picture: tuple[str, ...]
+    picture: tuple[str, ...] = how(())
     """Picture to search with: a path or a URI."""
-    model: str = ""
-    """Where the index's model lies now, if it was moved."""
+    queries: str = ""
+    """Table of pictures to search with: a queries artifact, or a Parquet file with the columns query_id and uri."""
+    out: str = ""
+    """Folder of the artifact to write, with --queries: a local path or s3://bucket/prefix."""
     k: int = Field(default=7, ge=1, le=1000)
     """Answers for each picture."""
     category: tuple[str, ...] = ()
@@ -48,13 +76,28 @@ class Config(SessionConfig):
     refine: int = Field(default=0, ge=0)
     """Candidates re-scored with the stored vectors; 0: the default depth."""
     threads: int = how(0, ge=0)
-    """Threads; 0: one per CPU."""
+    """Threads; 0: one per CPU with --picture, one in each task with --queries."""
     gpu: bool = how(False)
-    """Describe the pictures on a GPU."""
+    """Describe the pictures of --picture on a GPU (those of --queries: --model-gpus)."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Config":
+        if bool(self.picture) == bool(self.queries):
+            raise ValueError("give either --picture or --queries; see --help")
+        if bool(self.queries) != bool(self.out):
+            raise ValueError("--queries and --out go together: a table's answers are written, a picture's are printed")
+        return self
 
 
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
+    wanted = tuple(read_ids(config.ids, "--ids")) if config.ids else None
+    if config.queries:
+        return _search_table(config, wanted)
+    return _search_pictures(config, wanted)
+
+
+def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str, Any]:
     import torch
 
     from manet.checkpoint import load_model
@@ -63,7 +106,6 @@ def run(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     threads = config.threads or available_cpus()
     torch.set_num_threads(threads)
-    wanted = read_ids(config.ids, "--ids") if config.ids else None
     options = {"nprobe": config.nprobe, "refine": config.refine, "threads": threads}
     if config.version:
         index = open_index(config.index, config.version)
@@ -100,3 +142,66 @@ def run(config: Config) -> dict[str, Any]:
         raise BadInputError(f"--picture: none of the {failed} could be used, the last: {uri}: {error}")
     seconds = round(time.monotonic() - started, 2)
     return {"kind": "search", "pictures": len(config.picture), "failed": failed, "seconds": seconds}
+
+
+def _search_table(config: Config, wanted: tuple[str, ...] | None) -> dict[str, Any]:
+    index = open_index(config.index, config.version)
+    queries = open_table(config.queries, "queries", "--queries", relevant=False)
+    inputs = {"index": index.as_input(), "queries": queries.source}
+    if wanted is not None:
+        inputs["ids"] = Input(uri=config.ids, sha256=hashlib.sha256("\n".join(wanted).encode()).hexdigest())
+    return make(config, "answers", inputs, partial(_build, config, index, queries, wanted))
+
+
+def _build(
+    config: Config, index: Artifact, queries: Table, wanted: tuple[str, ...] | None, writer: ArtifactWriter
+) -> tuple[list[str], dict[str, Any]]:
+    """Describe the table, then one Ray task a part of its descriptors; answers + rejects = queries, from storage."""
+    with ray_session(config):
+        described = describe_queries(config, query_spec(index), queries)
+        parts = [part for part in described.parts("part-") if part.rows]
+        done = writer.finished()
+        todo = [part for part in parts if _unit(part) not in done]
+        work = partial(_answer, config, index, described, wanted, (writer.store, writer.claim_sha256))
+        with Meter("search", sum(part.rows for part in todo), "queries") as meter:
+            for receipt in run_tasks(work, todo, cpus=max(1, config.threads)):
+                meter.advance(int(receipt.counts["rows"]))
+    units = [_unit(part) for part in parts]
+    answered = int(sum(receipt.counts["rows"] for receipt in writer.receipts(units)))
+    rejected = sum(part.rows for part in described.parts("rejects-"))
+    if answered + rejected != queries.rows:
+        raise IntegrityError(
+            f"{writer.store.uri('')}: {answered} answers and {rejected} rejects of {queries.rows} queries"
+        )
+    return units, {"rows": answered, "rejected_queries": rejected, "k": config.k, "version": index.manifest.number}
+
+
+def _unit(part: Part) -> str:
+    return part.name.replace("part-", "answers-").removesuffix(".parquet")
+
+
+def _answer(
+    config: Config,
+    index: Artifact,
+    described: Artifact,
+    wanted: tuple[str, ...] | None,
+    writer: tuple[Store, str],
+    part: Part,
+) -> Receipt:
+    """The answers to one part of the queries, written."""
+    searcher = _searcher(index.uri, index.manifest.number, config.nprobe, config.refine, max(1, config.threads))
+    allowed = searcher.allow(ids=wanted, categories=config.category or None) if wanted or config.category else None
+    names, vectors = read_descriptors(described, part)
+    hits = searcher.search(vectors, config.k, allowed)
+    ranked = [[hit.image_id for hit in each] for each in hits]
+    scores = [[hit.score for hit in each] for each in hits]
+    table = pa.table([names, ranked, scores], schema=ANSWERS)
+    blob = Blob(data=parquet_bytes(table), rows=len(names))
+    unit = _unit(part)
+    return put_unit(writer[0], unit, {f"{unit}.parquet": blob}, {"rows": len(names)}, claim=writer[1])
+
+
+@lru_cache(maxsize=1)
+def _searcher(uri: str, version: int, nprobe: int, refine: int, threads: int) -> Searcher:
+    """Opened once in each worker."""
+    return open_searcher(open_index(uri, version), nprobe=nprobe, refine=refine, threads=threads)

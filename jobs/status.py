@@ -2,10 +2,12 @@
 
   manet status s3://shop/descriptors
 
-Reads the claim, the receipts and the manifest; needs no session, no input and no model, and may be asked while the job runs.
+Reads the claim, the receipts and the newest manifest; needs no session, no input and no model, and may be asked while the
+job runs. Of a committed folder it says what its newest version names: files of older or unfinished versions do not count.
 It compares the sizes of files only; `manet verify` reads every byte.
 """
 
+import contextlib
 import json
 from collections import Counter
 from typing import Any
@@ -34,15 +36,18 @@ class Config(BaseModel):
 def run(config: Config) -> dict[str, Any]:
     """Look; returns what there is."""
     store = open_store(config.out)
-    claim = peek(store, Claim)
+    claim, manifest = peek(store)
     if claim is None:
         raise BadInputError(f"{store.uri('')}: no job has claimed this folder")
-    manifest = peek(store, Manifest)
     sizes = {entry.name: entry.size for entry in store.list()}
     receipts = _receipts(store, claim, sizes)
-    damaged = sorted(
-        receipt.unit for receipt in receipts if any(sizes.get(part.name) != part.bytes for part in receipt.parts)
-    )
+    if manifest is not None:
+        receipts, damaged = _of_version(manifest, receipts, sizes)
+        newest = peek(store)[1]
+        if damaged and newest is not None and newest.number != manifest.number:
+            return run(config)  # another version since, and this one's files may have been pruned
+    else:
+        damaged = [one.unit for one in receipts if any(sizes.get(part.name) != part.bytes for part in one.parts)]
     units = {receipt.unit for receipt in receipts}
     wanted = _wanted(store)
     missing = [unit for unit in (f"{index:05d}" for index in range(wanted or 0)) if unit not in units]
@@ -52,10 +57,11 @@ def run(config: Config) -> dict[str, Any]:
         "kind": claim.kind,
         "out": store.uri(""),
         "state": state,
+        "version": manifest.number if manifest is not None else None,
         "done": len(units),
         "missing": len(missing) if wanted is not None else None,
         "damaged": len(damaged),
-        "rows": int(sum(receipt.counts.get("rows", 0) for receipt in receipts)),
+        "rows": _rows(manifest, receipts),
         "rejects": reasons.total(),
         "reasons": dict(sorted(reasons.items())),
     }
@@ -68,8 +74,31 @@ def run(config: Config) -> dict[str, Any]:
 
 def _receipts(store: Store, claim: Claim, sizes: dict[str, int]) -> list[Receipt]:
     names = sorted(name for name in sizes if name.startswith(f"{RECEIPTS}/"))
-    found = [Receipt.model_validate_json(store.read(name)) for name in names]
+    found = []
+    for name in names:
+        with contextlib.suppress(ObjectMissingError):  # pruned since it was listed
+            found.append(Receipt.model_validate_json(store.read(name)))
     return [receipt for receipt in found if receipt.claim in {"", claim.sha256}]
+
+
+def _of_version(manifest: Manifest, receipts: list[Receipt], sizes: dict[str, int]) -> tuple[list[Receipt], list[str]]:
+    """Receipts of the units that a version names a file of, and which of those units are damaged.
+
+    A unit may have files that the version does not name (a quantizer that was trained anew): they may be gone. A file
+    that no receipt names is held against the manifest alone, and named itself.
+    """
+    named = {part.name: part for part in manifest.parts}
+    bad = {name for name, part in named.items() if sizes.get(name) != part.bytes}
+    units = [one for one in receipts if not one.parts or any(part.name in named for part in one.parts)]
+    owner = {part.name: one.unit for one in units for part in one.parts}
+    return units, sorted({owner.get(name, name) for name in bad})
+
+
+def _rows(manifest: Manifest | None, receipts: list[Receipt]) -> int:
+    """Live rows, as a version's summary has them; of an unfinished run the sum over its units."""
+    if manifest is not None and "rows" in manifest.summary:
+        return int(manifest.summary["rows"])
+    return int(sum(receipt.counts.get("rows", 0) for receipt in receipts))
 
 
 def _wanted(store: Store) -> int | None:

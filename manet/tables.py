@@ -46,12 +46,19 @@ def check_catalog(table: pa.Table, where: str) -> pa.Table:
     return _checked(table, CATALOG, where, key="image_id", required=("image_id", "uri"))
 
 
-def check_queries(table: pa.Table, where: str) -> pa.Table:
+def check_queries(table: pa.Table, where: str, *, relevant: bool = True) -> pa.Table:
     """A queries table with exactly the columns of `QUERIES`.
+
+    Args:
+        table: what was read.
+        where: what to call it.
+        relevant: each query must say which gallery pictures answer it; else that column may be absent.
 
     Raises:
         InputError: as `check_catalog`; also a query without any relevant id.
     """
+    if not relevant:
+        return _checked(table, QUERIES, where, key="query_id", required=("query_id", "uri"))
     checked = _checked(table, QUERIES, where, key="query_id", required=("query_id", "uri", "relevant"))
     empty = pc.less(pc.fill_null(pc.list_value_length(checked["relevant"]), 0), 1)
     if pc.any(empty).as_py():

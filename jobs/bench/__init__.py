@@ -1,10 +1,18 @@
 """Rates of this installation against the machine's own ceiling, and against peers.
 
   manet bench extract --model run/model --catalog shop/catalog --pictures 512
+  manet bench vectors --rows 500000 --dim 1280 --out bench/vectors
+  manet bench index --descriptors bench/vectors
+  manet bench search --index bench/index --descriptors bench/vectors --out bench/search
 
 Every figure is a ratio of rates measured in one run on the same cores.
 """
 
-from jobs.bench import extract
+from jobs.bench import extract, index, search, vectors
 
-COMMANDS = {"extract": (extract.Config, extract.run)}
+COMMANDS = {
+    "extract": (extract.Config, extract.run),
+    "vectors": (vectors.Config, vectors.run),
+    "index": (index.Config, index.run),
+    "search": (search.Config, search.run),
+}

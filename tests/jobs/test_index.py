@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -106,6 +108,30 @@ def test_evaluate(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
     wanted = retrieval_metrics(ranked, relevant)
     assert {key: summary[key] for key in wanted} == wanted
     assert summary["map@7"] > 0.1  # chance is below 0.05
+
+
+def test_a_table_is_searched_as_its_pictures_are(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
+    pictures = sorted((shop / "catalog" / "images").rglob("*.jpg"))[:5]
+    (tmp_path / "broken.jpg").write_text("no picture")
+    paths = [*pictures, tmp_path / "broken.jpg"]
+    table = pa.table({"query_id": [path.stem for path in paths], "uri": [str(path) for path in paths]})
+    pq.write_table(table, tmp_path / "table.parquet")
+    (tmp_path / "ids.txt").write_text("\n".join(path.stem for path in pictures[1:]))
+    flags = ("--index", index, "--ids", tmp_path / "ids.txt", "--k", 3)
+    many = ("search", *flags, "--queries", tmp_path / "table.parquet", "--out", tmp_path / "out", "--part-rows", 2)
+    summary = summary_of(manet(*many, "--max-rejects", 0.5))
+    assert (summary["rows"], summary["rejected_queries"]) == (5, 1)
+    assert len(checksums(tmp_path / "out", "answers")) == 3
+    one = manet("search", *flags, *[flag for path in pictures for flag in ("--picture", path)])
+    summary_of(one)
+    lines = [json.loads(line)["results"] for line in one.stdout.splitlines()[:5]]
+    found = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "out").glob("answers-*.parquet"))])
+    assert found["query_id"].to_pylist() == [path.stem for path in pictures]
+    assert found["ranked"].to_pylist() == [[hit["image_id"] for hit in hits] for hits in lines]
+    assert np.array(found["scores"].to_pylist()) == pytest.approx(
+        np.array([[h["score"] for h in hits] for hits in lines])
+    )
+    assert_refused(manet("search", "--index", index), 2, "either --picture or --queries")
 
 
 def test_evaluate_wants_the_index_own_model(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:

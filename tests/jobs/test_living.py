@@ -14,7 +14,7 @@ from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
 from cluster.errors import BadInputError, ClusterError
 from cluster.session import SessionConfig, ray_session
 from cluster.versions import Change
-from jobs import dedup, index, living
+from jobs import dedup, index, living, status
 from jobs.parquet import parquet_bytes
 from jobs.querying import open_index, open_newest_searcher, open_searcher
 from manet.exact import exact_search
@@ -134,6 +134,27 @@ def test_what_is_refused_and_what_is_done_already(tmp_path: Path) -> None:
     gallery.check()
 
 
+def test_status_tells_of_the_newest_version(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+
+    def look() -> tuple[str, int, int, int]:
+        found = status.run(status.Config(out=gallery.uri))
+        return found["state"], found["version"], found["rows"], found["damaged"]
+
+    assert look() == ("committed", 1, 300, 0)
+    gallery.add("z", 200, 5, spread=1)
+    assert look() == ("committed", 2, 500, 0)
+    gallery.delete(["a0001", "z0001"])
+    assert look() == ("committed", 3, 498, 0)
+    living.compact(living.CompactConfig(index=gallery.uri, shard_rows=200, max_drift=1.01))
+    assert look() == ("committed", 4, 498, 0)
+    living.prune(living.PruneConfig(index=gallery.uri, keep=1))
+    assert look() == ("committed", 4, 498, 0)
+    gallery.check()
+    next(Path(gallery.uri).glob("shard-*.refine.npy")).unlink()
+    assert look() == ("damaged", 4, 498, 1)
+
+
 def test_other_vectors_make_it_train_again(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     gallery.add("z", 300, 5, spread=1)
@@ -201,7 +222,11 @@ def test_a_reader_sees_one_version_or_the_next(tmp_path: Path) -> None:
 def test_every_flipped_bit_is_refused_by_name(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path, rows=120)
     gallery.delete(["a0001"])
-    names = [part.name for part in open_index(gallery.uri).manifest.parts if part.name.startswith(("shard", "tomb"))]
+    names = [
+        part.name
+        for part in open_index(gallery.uri).manifest.parts
+        if part.name.startswith(("shard", "tomb", "trained"))
+    ]
     rng = np.random.default_rng(0)
     for name in [*names, "versions/manifest-00002.json"] * 10:
         path = Path(gallery.uri) / name

@@ -1,0 +1,135 @@
+"""What a person writes with stock faiss (or autofaiss) alone: the benches' counterpart, in a process of its own.
+
+Imports numpy and faiss only, so that another interpreter can run it as a file. Not a command: `bench index` and
+`bench search` start it, each command prints one JSON object.
+
+  by_hand.py build VECTORS.npy OUT FACTORY TRAINING_ROWS SEED THREADS
+  by_hand.py autofaiss FOLDER OUT MEMORY THREADS
+  by_hand.py open INDEX VECTORS.npy QUERIES.npy NPROBE REFINE
+
+VECTORS.npy is float16 [N, D] of unit vectors, row i has id i.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Matrix = np.ndarray[Any, np.dtype[Any]]
+BLOCK = 8192  # rows widened to float32 and added at once
+K = 7
+
+
+def build(vectors: str, out: str, factory: str, training: str, seed: str, threads: str) -> dict[str, Any]:
+    """One index of all rows, trained on a uniform sample, rows added block by block from the mapped file."""
+    import faiss
+
+    faiss.omp_set_num_threads(int(threads))
+    started = time.monotonic()
+    rows_ND = np.load(vectors, mmap_mode="r")
+    index = faiss.index_factory(rows_ND.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    wanted = min(len(rows_ND), int(training))
+    sample = np.sort(np.random.default_rng(int(seed)).choice(len(rows_ND), wanted, replace=False))
+    index.train(rows_ND[sample].astype(np.float32))
+    trained = time.monotonic()
+    for start in range(0, len(rows_ND), BLOCK):
+        index.add(rows_ND[start : start + BLOCK].astype(np.float32))
+    faiss.write_index(index, out)
+    done = time.monotonic()
+    return {"build_s": round(done - started, 2), "train_s": round(trained - started, 2)}
+
+
+def autofaiss(folder: str, out: str, memory: str, threads: str) -> dict[str, Any]:
+    """What autofaiss chooses and builds from a folder of .npy files within a limit of the index's memory."""
+    import autofaiss as library
+
+    started = time.monotonic()
+    library.build_index(
+        embeddings=folder,
+        index_path=out,
+        index_infos_path=f"{out}.json",
+        metric_type="ip",
+        max_index_memory_usage=memory,
+        nb_cores=int(threads),
+    )
+    infos = json.loads(Path(f"{out}.json").read_text())
+    return {"build_s": round(time.monotonic() - started, 2), "factory": infos.get("index_key")}
+
+
+def open_index(index_path: str, vectors: str, queries: str, nprobe: str, refine: str) -> dict[str, Any]:
+    """Open an index as `faiss.read_index` does: seconds to the first answer, and what stays resident."""
+    import faiss
+
+    queries_QD = np.load(queries).astype(np.float32)
+    faiss.omp_set_num_threads(1)
+    before, started = resident(), time.monotonic()
+    engine = Stock(faiss.read_index(index_path), np.load(vectors, mmap_mode="r"))
+    opened = time.monotonic()
+    engine.search(queries_QD[:1], K, int(nprobe), int(refine))
+    first = time.monotonic()
+    found = [
+        engine.search(queries_QD[at : at + 100], K, int(nprobe), int(refine)) for at in range(0, len(queries_QD), 100)
+    ]
+    return {
+        **kept(before, resident(), engine.index.ntotal),
+        "open_s": round(opened - started, 4),
+        "first_answer_s": round(first - started, 4),
+        "rows": np.concatenate(found).tolist(),
+    }
+
+
+class Stock:
+    """A stock index and the vectors beside it, re-scored by hand.
+
+    Args:
+        index: any faiss index whose row i is row i of the vectors.
+        vectors_ND: float16 [N, D], may be mapped.
+    """
+
+    def __init__(self, index: Any, vectors_ND: Matrix) -> None:  # noqa: ANN401 - faiss.Index
+        self.index, self.vectors = index, vectors_ND
+
+    def search(self, queries_QD: Matrix, k: int, nprobe: int, refine: int) -> Matrix:
+        """Rows [Q, k] of the best of `refine` candidates by their stored vectors; refine 0: as the index ranks them."""
+        import faiss
+
+        if nprobe:
+            faiss.ParameterSpace().set_index_parameter(self.index, "nprobe", nprobe)
+        _, rows_QC = self.index.search(queries_QD, max(k, refine))
+        if not refine:
+            found: Matrix = rows_QC
+            return found
+        candidates_QCD = self.vectors[np.maximum(rows_QC, 0)].astype(np.float32)
+        scores_QC = np.einsum("qcd,qd->qc", candidates_QCD, queries_QD)
+        scores_QC[rows_QC < 0] = -np.inf
+        order = np.argsort(-scores_QC, axis=1)[:, :k]
+        return np.asarray(np.take_along_axis(rows_QC, order, 1))
+
+
+def resident() -> tuple[int, int]:
+    """This process's resident bytes, and those of them that no file backs."""
+    fields = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]]
+    sizes = {words[0]: int(words[1]) << 10 for words in fields}
+    return sizes["Rss:"], sizes["Anonymous:"]
+
+
+def kept(before: tuple[int, int], after: tuple[int, int], rows: int) -> dict[str, float]:
+    """What an index added to its process, bytes a vector: all, and without pages of mapped files (they can be dropped)."""
+    return {
+        "resident_bytes_per_vector": round((after[0] - before[0]) / max(1, rows), 1),
+        "anonymous_bytes_per_vector": round((after[1] - before[1]) / max(1, rows), 1),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Run one command, print its result."""
+    commands: dict[str, Callable[..., dict[str, Any]]] = {"build": build, "autofaiss": autofaiss, "open": open_index}
+    sys.stdout.write(json.dumps(commands[arguments[0]](*arguments[1:])) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,39 @@
+"""A picture of a sweep: recall against queries a second."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ENGINES = {"manet": "o-", "faiss": "s--"}
+
+
+def frontier_png(sweep: Sequence[Mapping[str, Any]], rates: Sequence[Mapping[str, Any]]) -> bytes:
+    """Recall@7 against queries a second of each engine as PNG: one point a setting, a line a refine, exact search at 1.
+
+    Args:
+        sweep: rows with nprobe, refine, and `NAME_recall@7` and `NAME_qps` of each engine.
+        rates: rows with threads and, where it was measured, `flat_qps`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    depths = sorted({row["refine"] for row in sweep})
+    for place, refine in enumerate(depths):
+        for name, style in ENGINES.items():
+            rows = sorted((row for row in sweep if row["refine"] == refine), key=lambda row: row["nprobe"])
+            x, y = [row[f"{name}_recall@7"] for row in rows], [row[f"{name}_qps"] for row in rows]
+            axes.plot(x, y, style, color=f"C{place}", label=f"{name}, refine {refine}", markersize=4)
+            if name == "manet":
+                for row in rows:
+                    where = (row[f"{name}_recall@7"], row[f"{name}_qps"])
+                    axes.annotate(f"{row['nprobe']}", where, textcoords="offset points", xytext=(4, 4), fontsize=7)
+    flat = [row["flat_qps"] for row in rates if row["threads"] == 1 and "flat_qps" in row]
+    if flat:
+        axes.plot([1.0], [flat[0]], "k*", label="flat", markersize=9)
+    axes.set(xlabel="recall@7 against exact search", ylabel="queries a second, batches of 100, 1 thread", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=120)
+    return sink.getvalue()

@@ -1,0 +1,114 @@
+"""Work measured in a process of its own: its seconds, its peak memory, what an opened index keeps resident.
+
+As a program (`python -m jobs.bench.probing INDEX QUERIES.npy NPROBE REFINE`) it opens an index of this project in a fresh
+process, as `by_hand.py open` does a stock one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import JobFailedError
+from jobs.bench.by_hand import K, kept, resident
+
+_EVERY = 0.2  # seconds between two looks at the memory
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of a finished process and all below it: wall seconds, peak MiB (proportional set size), its last line as JSON."""
+
+    seconds: float
+    peak_mib: float
+    largest_mib: float
+    result: dict[str, Any]
+
+
+def measured(command: Sequence[str], label: str, **environ: str) -> Measured:
+    """Run a command that prints one JSON object as its last line, and watch the memory of all its processes.
+
+    Pages that several processes share are counted once, divided among them.
+
+    Raises:
+        JobFailedError: it failed; its last line on stderr is named.
+    """
+    started, peak, largest = time.monotonic(), 0, 0
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(list(command), stdout=out, stderr=errors, env={**os.environ, **environ})
+        while True:
+            sizes = tree_bytes(process.pid)
+            peak, largest = max(peak, sum(sizes)), max(largest, *sizes, 0)
+            try:
+                process.wait(_EVERY)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+            except BaseException:
+                process.kill()
+                raise
+        seconds = time.monotonic() - started
+        out.seek(0)
+        errors.seek(0)
+        lines, said = out.read().splitlines(), errors.read().strip().splitlines()
+    if process.returncode or not lines:
+        raise JobFailedError(f"{label} failed: {said[-1] if said else f'exit code {process.returncode}'}")
+    return Measured(
+        seconds=round(seconds, 2),
+        peak_mib=round(peak / _MIB, 1),
+        largest_mib=round(largest / _MIB, 1),
+        result=json.loads(lines[-1]),
+    )
+
+
+def tree_bytes(root: int) -> list[int]:
+    """Proportional set size, bytes, of a process and of each below it; those that end meanwhile are left out."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    sizes, waiting = [], [root]
+    while waiting:
+        pid = waiting.pop()
+        waiting += children.get(pid, [])
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        sizes += [int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")]
+    return sizes
+
+
+def opened(uri: str, queries: str, nprobe: str, refine: str) -> dict[str, Any]:
+    """Open an index of this project: seconds to the first answer, and what stays resident."""
+    from jobs.querying import open_index, open_searcher
+
+    queries_QD = np.load(queries).astype(np.float32)
+    before, started = resident(), time.monotonic()
+    searcher = open_searcher(open_index(uri), nprobe=int(nprobe), refine=int(refine), threads=1)
+    ready = time.monotonic()
+    searcher.search(queries_QD[:1], K)
+    first = time.monotonic()
+    for at in range(0, len(queries_QD), 100):
+        searcher.search(queries_QD[at : at + 100], K)
+    return {
+        **kept(before, resident(), len(searcher)),
+        "open_s": round(ready - started, 4),
+        "first_answer_s": round(first - started, 4),
+    }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(opened(*sys.argv[1:])) + "\n")

@@ -1,0 +1,148 @@
+"""`bench vectors`: a gallery of any size without pictures: seeded, clustered vectors as a descriptors artifact.
+
+  manet bench vectors --rows 500000 --dim 1280 --out s3://bench/vectors
+
+Writes a committed descriptors artifact (`part-*.parquet`, no model, no catalog) that `index` takes, and `queries.npy`: float16
+[Q, D], further members of the same clusters that are not in the gallery. A vector is a point near one of the cluster
+centres of a latent space, mixed into D dimensions, rectified, made noisy and of unit length: like a network's
+features it is sparse, positive, correlated, and its neighbours lie across the borders of cells. Clusters are of unequal size.
+The same command again keeps the finished parts; one part is in memory at a time.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
+from cluster.errors import BadInputError
+from cluster.telemetry import Meter
+from jobs.config import JobConfig
+from jobs.make import make
+from jobs.parquet import parquet_bytes
+from manet.tables import descriptor_column
+
+QUERIES = "queries.npy"
+_QUERY_STREAM = 1 << 40  # number of the queries' random stream: no part has it
+Vectors = np.ndarray[Any, np.dtype[Any]]
+
+
+class Config(JobConfig):
+    """Flags of `manet bench vectors`."""
+
+    rows: int = Field(ge=1)
+    """Vectors of the gallery."""
+    dim: int = Field(default=1280, ge=1)
+    """Their dimensions."""
+    queries: int = Field(default=1000, ge=1)
+    """Held-out queries."""
+    clusters: int = Field(default=0, ge=0)
+    """Clusters; 0: one for each 32 vectors, as a shop has a few pictures of each kind."""
+    latent: int = Field(default=32, ge=1)
+    """Dimensions of the space that the clusters lie in: the more, the harder to search."""
+    spread: float = Field(default=0.6, ge=0)
+    """Distance of a vector from its centre, over that of the centres from each other: the more, the harder."""
+    noise: float = Field(default=0.1, ge=0)
+    """Standard deviation of the noise of each dimension, over that of the signal."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything."""
+    part_rows: int = Field(default=4096, ge=1)
+    """Vectors of one part."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The generator: any stream of it can be drawn alone, in any order, in any process.
+
+    Shape letters: N rows, K clusters, L latent dimensions, D dimensions.
+    """
+
+    seed: int
+    dim: int
+    clusters: int
+    latent: int
+    spread: float
+    noise: float
+
+    @cached_property
+    def _model(self) -> tuple[Vectors, Vectors, Vectors, Vectors]:
+        """Centres [K, L], mixing [L, D], bias [D], cumulative shares of the clusters [K]."""
+        rng = np.random.default_rng([self.seed, 0])
+        centres_KL = rng.standard_normal((self.clusters, self.latent), np.float32)
+        mixing_LD = rng.standard_normal((self.latent, self.dim), np.float32) / np.float32(self.latent**0.5)
+        bias_D = rng.standard_normal(self.dim, np.float32) * np.float32(0.5) - np.float32(0.25)
+        shares_K = rng.gamma(1.0, size=self.clusters)
+        return centres_KL, mixing_LD, bias_D, np.cumsum(shares_K / shares_K.sum())
+
+    def draw(self, stream: int, rows: int) -> Vectors:
+        """`rows` vectors of unit length, float16 [N, D]: the same for the same stream."""
+        centres_KL, mixing_LD, bias_D, shares_K = self._model
+        rng = np.random.default_rng([self.seed, 1, stream])
+        chosen_N = np.minimum(np.searchsorted(shares_K, rng.random(rows)), self.clusters - 1)
+        point_NL = centres_KL[chosen_N] + np.float32(self.spread) * rng.standard_normal((rows, self.latent), np.float32)
+        signal_ND = point_NL @ mixing_LD + bias_D
+        signal_ND += np.float32(self.noise) * rng.standard_normal((rows, self.dim), np.float32)
+        np.maximum(signal_ND, 0, out=signal_ND)
+        signal_ND[~signal_ND.any(1), 0] = 1  # few dimensions: all may be cut off
+        unit_ND = signal_ND / np.linalg.norm(signal_ND, axis=1, keepdims=True)
+        return np.asarray(unit_ND, np.float16)
+
+    def queries(self, count: int) -> Vectors:
+        """Members of the clusters that no part holds, float16 [count, D]."""
+        return self.draw(_QUERY_STREAM, count)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Write the artifact; returns its summary."""
+    return make(config, "descriptors", {}, partial(_build, config))
+
+
+def _build(config: Config, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+    clusters = config.clusters or max(1, config.rows // 32)
+    source = Clusters(config.seed, config.dim, clusters, config.latent, config.spread, config.noise)
+    done = writer.finished()
+    parts = [(f"{number:05d}", number, rows) for number, rows in _cut(config.rows, config.part_rows)]
+    with Meter("vectors", config.rows, "rows") as meter:
+        for unit, number, rows in parts:
+            if unit not in done:
+                blob = Blob(data=_part(source, number, rows, number * config.part_rows), rows=rows)
+                put_unit(writer.store, unit, {f"part-{unit}.parquet": blob}, {"rows": rows}, claim=writer.claim_sha256)
+            meter.advance(rows)
+    held_out = io.BytesIO()
+    np.save(held_out, source.queries(config.queries))
+    blob = Blob(data=held_out.getvalue(), rows=config.queries)
+    put_unit(writer.store, "queries", {QUERIES: blob}, claim=writer.claim_sha256)
+    units = [*(unit for unit, _, _ in parts), "queries"]
+    return units, {"rows": config.rows, "rejects": 0, "dim": config.dim, "clusters": clusters}
+
+
+def _cut(rows: int, step: int) -> Iterator[tuple[int, int]]:
+    """Number and rows of each part."""
+    yield from ((start // step, min(step, rows - start)) for start in range(0, rows, step))
+
+
+def _part(source: Clusters, number: int, rows: int, first: int) -> bytes:
+    ids = [f"v{row:09d}" for row in range(first, first + rows)]
+    table = pa.table({"image_id": pa.array(ids, pa.string())})
+    return parquet_bytes(table.append_column("descriptor", descriptor_column(source.draw(number, rows))))
+
+
+def held_out(descriptors: Artifact, most: int) -> Vectors:
+    """The queries of a descriptors artifact that `bench vectors` wrote, float16 [Q, D], at most `most`.
+
+    Raises:
+        BadInputError: it has none.
+    """
+    parts = descriptors.parts(QUERIES)
+    if not parts:
+        raise BadInputError(
+            f"--descriptors {descriptors.uri} has no {QUERIES}: it must be written by `manet bench vectors`, "
+            "whose queries are not rows of the gallery"
+        )
+    queries: Vectors = np.load(io.BytesIO(descriptors.read(parts[0])))
+    return queries[:most]
