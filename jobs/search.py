@@ -62,7 +62,7 @@ class Config(QueriesConfig):
     queries: str = ""
     """Table of pictures to search with: a queries artifact, or a Parquet file with the columns query_id and uri."""
     out: str = ""
-    """Folder of the artifact to write, with --queries: a local path or s3://bucket/prefix."""
+    """Folder of the artifact to write where a table is searched with: a local path or s3://bucket/prefix."""
     k: int = Field(default=7, ge=1, le=1000)
     """Answers for each picture."""
     category: tuple[str, ...] = ()
