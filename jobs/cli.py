@@ -4,7 +4,10 @@ Every command is `manet JOB --flag value` = `python -m jobs JOB --flag value`. E
 2 bad usage or bad input. `--config FILE.yaml` sets any flag; a flag given on the command line wins.
 """
 
+import atexit
+import contextlib
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -177,10 +180,19 @@ def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code."""
+    """Run one command and exit with its code.
+
+    The interpreter is not torn down: threads of Arrow and Ray may still let go of Python objects then, which aborts the
+    process after all its work is done.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _stop)
-    sys.exit(_run(arguments, debug="--debug" in arguments))
+    exit_code = _run(arguments, debug="--debug" in arguments)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+            stream.flush()
+    os._exit(exit_code)
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:

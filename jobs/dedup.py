@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, Part, put_unit
@@ -24,7 +23,7 @@ from cluster.telemetry import Meter
 from jobs.config import JobConfig
 from jobs.inputs import cache_folder
 from jobs.make import make
-from jobs.parquet import parquet_bytes
+from jobs.parquet import parquet_bytes, read_parquet
 from jobs.querying import dead_rows, open_index, open_searcher
 
 GROUPS = pa.schema([("image_id", pa.string()), ("group", pa.string())])
@@ -71,7 +70,7 @@ def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
     searcher = open_searcher(index, nprobe=config.nprobe, threads=1)
     name = part.name.removesuffix(".faiss")
     by_name = {each.name: index.local(each, cache_folder()) for each in index.parts(f"{name}.") if each != part}
-    ids = pq.read_table(by_name[f"{name}.ids.parquet"], columns=["image_id"])["image_id"].to_pylist()
+    ids = read_parquet(by_name[f"{name}.ids.parquet"], ["image_id"])["image_id"].to_pylist()
     vectors = np.load(by_name[f"{name}.refine.npy"], mmap_mode="r")
     live = np.setdiff1d(np.arange(len(ids)), dead_rows(index).get(name, ()))
     pairs: Pairs = []

@@ -33,7 +33,7 @@ from jobs.config import JobConfig
 from jobs.inputs import Kind, open_table
 from jobs.make import make
 from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
-from jobs.parquet import parquet_bytes
+from jobs.parquet import parquet_bytes, read_parquet
 from manet.errors import InputError
 from manet.tables import check_catalog, check_queries
 
@@ -113,8 +113,8 @@ def _run_tar(config: Config) -> dict[str, Any]:
         names, summary = _packed(
             config, writer, list(units), lambda unit: pack_tar(writer.store, unit, units[unit])["rows"]
         )
-        files = [writer.store.open(f"catalog-{unit}.parquet") for unit in names]
-        ids = [name for file in files for name in pq.read_table(file, columns=["image_id"])["image_id"].to_pylist()]
+        files = [pq.ParquetFile(writer.store.open(f"catalog-{unit}.parquet")) for unit in names]
+        ids = [name for file in files for name in file.read(columns=["image_id"])["image_id"].to_pylist()]
         check_ids(ids, f"--source {config.source}")
         if not ids:
             raise BadInputError(f"--source {config.source}: the shards hold no pictures ({', '.join(PICTURES)})")
@@ -188,10 +188,8 @@ def _folder(config: Config) -> pa.Table:
 
 def _table(config: Config, data: bytes) -> pa.Table:
     try:
-        if config.source.lower().endswith(".csv"):
-            table = pyarrow.csv.read_csv(pa.BufferReader(data))
-        else:
-            table = pq.read_table(pa.BufferReader(data))
+        is_csv = config.source.lower().endswith(".csv")
+        table = pyarrow.csv.read_csv(pa.BufferReader(data)) if is_csv else read_parquet(data)
     except pa.ArrowInvalid as error:
         raise BadInputError(f"--source {config.source}: not a table: {str(error).splitlines()[0]}") from None
     if "uri" not in table.column_names:

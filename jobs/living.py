@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from cluster.artifact import Artifact, Blob, Input, Part, finished_unit, open_artifact, put_unit
@@ -306,7 +305,7 @@ def _rows_of_ids(base: Artifact, ids: pa.Array) -> pa.Table:
 
 def _find(base: Artifact, ids: pa.Array, item: tuple[Part, tuple[int, ...]]) -> pa.Table:
     part, dead = item
-    stored = pq.read_table(base.local(part, cache_folder()), columns=["image_id"])["image_id"]
+    stored = read_parquet(base.local(part, cache_folder()), ["image_id"])["image_id"]
     there = pc.is_in(stored, value_set=ids).to_numpy(zero_copy_only=False).astype(bool)
     there[list(dead)] = False
     rows = pa.array(there.nonzero()[0], pa.int64())

@@ -1,6 +1,8 @@
 """Tables as the bytes of a Parquet file: the one way that jobs write them."""
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_parquet(data: bytes) -> pa.Table:
-    """The table in the bytes of a Parquet file."""
-    return pq.read_table(io.BytesIO(data))
+def read_parquet(source: bytes | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table (or some of its columns) in the bytes of a Parquet file, or in a file of this machine.
+
+    Not by `pq.read_table`: its threads may hold a Python file for longer than the interpreter lives, and abort at its end.
+    """
+    file = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
+    return file.read(columns=list(columns) if columns is not None else None)

@@ -134,7 +134,7 @@ class ShardRows:
         name = part.name.removesuffix(".faiss")
         ids = self.index.local(self._parts[f"{name}.ids.parquet"], cache_folder())
         refine = self.index.local(self._parts[f"{name}.refine.npy"], cache_folder())
-        table, vectors = pq.read_table(ids), np.load(refine, mmap_mode="r")
+        table, vectors = read_parquet(ids), np.load(refine, mmap_mode="r")
         if dead := self.dead.get(name):
             live = np.setdiff1d(np.arange(len(table)), np.array(dead))
             return table.take(pa.array(live)), vectors[live]
