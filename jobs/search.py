@@ -105,7 +105,7 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
 
     started = time.monotonic()
     threads = config.threads or available_cpus()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
     options = {"nprobe": config.nprobe, "refine": config.refine, "threads": threads}
     if config.version:
         index = open_index(config.index, config.version)
