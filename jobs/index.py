@@ -22,16 +22,15 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, finished_unit, open_artifact, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
 from cluster.errors import BadInputError
 from cluster.session import ray_session
-from cluster.tasks import run_tasks
 from cluster.telemetry import say
 from jobs import living
 from jobs.config import JobConfig, how
 from jobs.make import make
 from jobs.querying import QuerySpec, read_descriptors
-from jobs.sharding import DescriptorRows, build_shards, cut_shards, shard_summary, train_quantizer
+from jobs.sharding import DescriptorRows, build_shards, cut_shards, shard_summary, trained_quantizer
 
 TRAINED, REPORT = "trained", "report"  # names of the units beside the shards
 
@@ -90,20 +89,17 @@ def _build(
     say(f"index: {rows} x {dim}, {factory}: {reason}")
     shards = cut_shards(parts, config.shard_rows)
     with ray_session(config):
-        trained = finished_unit(writer.store, TRAINED)
-        if trained is None:
-            work = partial(
-                train_quantizer,
-                writer.store,
-                TRAINED,
-                source,
-                factory=factory,
-                seed=config.seed,
-                threads=max(1, int(config.train_cpus)),
-                gpus=config.train_gpus,
-                extra=query_blobs(descriptors),
-            )
-            trained = next(iter(run_tasks(work, [parts], cpus=config.train_cpus, gpus=config.train_gpus)))
+        trained = trained_quantizer(
+            writer.store,
+            TRAINED,
+            source,
+            parts,
+            factory=factory,
+            seed=config.seed,
+            cpus=config.train_cpus,
+            gpus=config.train_gpus,
+            extra=query_blobs(descriptors),
+        )
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
         receipts = build_shards(writer.store, quantizer, dim, source, shards, "index")
     summary = {

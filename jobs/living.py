@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from cluster.artifact import Artifact, Blob, Input, Part, finished_unit, open_artifact, put_unit
+from cluster.artifact import Artifact, Blob, Input, Part, open_artifact, put_unit
 from cluster.errors import BadInputError, IntegrityError, JobFailedError, LostRaceError, ObjectMissingError
 from cluster.session import SessionConfig, ray_session
 from cluster.tasks import run_tasks
@@ -33,7 +33,7 @@ from jobs.sharding import (
     cut_shards,
     quantizer_of,
     shard_summary,
-    train_quantizer,
+    trained_quantizer,
 )
 
 TOMBSTONES = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
@@ -123,7 +123,7 @@ def add(config: AddConfig) -> dict[str, Any]:
         shards = cut_shards(parts, config.shard_rows, prefix)
         receipts = build_shards(base.store, trained, base.manifest.summary["dim"], source, shards, "index add")
         added = [part for receipt in receipts for part in receipt.parts]
-        stones = _with_tombstones(base, present, prefix) if len(present) else _named(base, "tombstones")
+        stones = _with_tombstones(base, present, prefix) if len(present) else base.parts("tombstones")
         others = [part for part in base.manifest.parts if not part.name.startswith("tombstones")]
         errors = _errors(base) | {receipt.unit: receipt.counts["quantization_error"] for receipt in receipts}
         summary = {
@@ -145,9 +145,7 @@ def delete(config: DeleteConfig) -> dict[str, Any]:
     def change(base: Artifact) -> Change | None:
         found = _rows_of_ids(base, ids)
         gone = [
-            name
-            for part in _named(base, "tombstones")
-            for name in read_parquet(base.read(part))["image_id"].to_pylist()
+            name for part in base.parts("tombstones") for name in read_parquet(base.read(part))["image_id"].to_pylist()
         ]
         known = {*found["image_id"].to_pylist(), *gone}
         unknown = [name for name in ids.to_pylist() if name not in known]
@@ -172,7 +170,7 @@ def compact(config: CompactConfig) -> dict[str, Any]:
 
     def change(base: Artifact) -> Change | None:
         dead = dead_rows(base)
-        every = _named(base, "shard-", ".faiss")
+        every = base.parts("shard-", ".faiss")
         live = {part.name: part.rows - len(dead.get(_stem(part), ())) for part in every}
         errors = _errors(base)
         baseline = base.manifest.summary["quantization_error"]
@@ -283,10 +281,6 @@ def _errors(base: Artifact) -> dict[str, float]:
     return found
 
 
-def _named(base: Artifact, prefix: str, suffix: str = "") -> list[Part]:
-    return base.parts(prefix, suffix)
-
-
 def _stem(part: Part) -> str:
     return part.name.removesuffix(".faiss")
 
@@ -348,20 +342,16 @@ def _worn(every: list[Part], live: Mapping[str, int], config: CompactConfig) -> 
 
 def _retrain(base: Artifact, rows_of: ShardRows, parts: list[Part], config: CompactConfig, prefix: str) -> Part:
     unit = f"trained-{prefix.partition('-')[2]}"
-    receipt = finished_unit(base.store, unit)
-    if receipt is None:
-        work = partial(
-            train_quantizer,
-            base.store,
-            unit,
-            rows_of,
-            factory=base.manifest.summary["factory"],
-            seed=config.seed,
-            threads=max(1, int(config.train_cpus)),
-            gpus=config.train_gpus,
-            extra={},
-        )
-        receipt = next(iter(run_tasks(work, [parts], cpus=config.train_cpus, gpus=config.train_gpus)))
+    receipt = trained_quantizer(
+        base.store,
+        unit,
+        rows_of,
+        parts,
+        factory=base.manifest.summary["factory"],
+        seed=config.seed,
+        cpus=config.train_cpus,
+        gpus=config.train_gpus,
+    )
     return receipt.parts[0]
 
 

@@ -201,7 +201,37 @@ def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) ->
         return put_unit(store, shard.name, blobs, {"rows": shard.rows, "quantization_error": round(error, 6)})
 
 
-def train_quantizer(
+def trained_quantizer(
+    store: Store,
+    unit: str,
+    rows_of: Rows,
+    parts: Sequence[Part],
+    *,
+    factory: str,
+    seed: int,
+    cpus: float,
+    gpus: int,
+    extra: Mapping[str, Blob] | None = None,
+) -> Receipt:
+    """The unit of a trained quantizer: as it stands, or made by one Ray task on the running session, with `extra` beside it."""
+    standing = finished_unit(store, unit)
+    if standing is not None:
+        return standing
+    work = partial(
+        _train,
+        store,
+        unit,
+        rows_of,
+        factory=factory,
+        seed=seed,
+        threads=max(1, int(cpus)),
+        gpus=gpus,
+        extra=dict(extra or {}),
+    )
+    return next(iter(run_tasks(work, [parts], cpus=cpus, gpus=gpus)))
+
+
+def _train(
     store: Store,
     unit: str,
     rows_of: Rows,
