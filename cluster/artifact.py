@@ -277,16 +277,8 @@ class ArtifactWriter:
         Raises:
             JobFailedError: another run committed this folder first.
         """
-        manifest = Manifest(
-            kind=self.claim.kind,
-            version=FORMAT_VERSION,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            config=self._config,
-            code=dict(code),
-            inputs=self._inputs,
-            parts=tuple(part for receipt in self.receipts(units) for part in receipt.parts),
-            summary=dict(summary),
-        )
+        parts = [part for receipt in self.receipts(units) for part in receipt.parts]
+        manifest = self._manifest(parts, summary, code)
         try:
             self.store.write_if_absent(MANIFEST, manifest_bytes(manifest))
         except AlreadyExistsError:
@@ -295,6 +287,22 @@ class ArtifactWriter:
             ) from None
         self.manifest = manifest
         return manifest
+
+    def draft(self, parts: Sequence[Part], summary: Mapping[str, Any]) -> "Artifact":
+        """What is about to be committed, for readers that measure it first; nothing is written."""
+        return Artifact(store=self.store, manifest=self._manifest(parts, summary, {}), sha256="")
+
+    def _manifest(self, parts: Sequence[Part], summary: Mapping[str, Any], code: Mapping[str, str]) -> Manifest:
+        return Manifest(
+            kind=self.claim.kind,
+            version=FORMAT_VERSION,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            config=self._config,
+            code=dict(code),
+            inputs=self._inputs,
+            parts=tuple(parts),
+            summary=dict(summary),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,20 @@
   manet index --descriptors s3://shop/descriptors --out s3://shop/index
 
 Ray tasks: one trains the quantizer (rotation, IVF, PQ) on a uniform sample of all parts, then each shard is built from its own
-descriptor parts with that same quantizer. Writes stock faiss files (`trained.faiss`, `shard-*.faiss`), the shards' ids and
-float16 vectors (`shard-*.ids.parquet`, `shard-*.refine.npy`), `query.json` (how a query must be described) and
-`report.json`. The same command again keeps the finished shards.
+descriptor parts with that same quantizer. Then recall is measured against exact search, and the cheapest way to search that
+reaches --recall-target becomes the index's own: `search` uses it unless told another. A target that the budget does not allow
+fails (exit 1) after the index is written.
+
+Writes stock faiss files (`trained.faiss`, `shard-*.faiss`), the shards' ids and float16 vectors (`shard-*.ids.parquet`,
+`shard-*.refine.npy`), `query.json` (how a query must be described), `report.json` and `recall.png` (what was measured). The
+same command again keeps the finished shards.
 
 Later changes write the next version of the index, whole or not at all; readers see the old one or the new one:
 
   manet index add --index s3://shop/index --descriptors s3://shop/new
   manet index delete --index s3://shop/index --ids gone.txt
   manet index compact --index s3://shop/index
+  manet index tune --index s3://shop/index --recall-target 0.99
   manet index versions --index s3://shop/index
   manet index prune --index s3://shop/index --keep 2
 """
@@ -31,14 +36,15 @@ from jobs.config import JobConfig, how
 from jobs.make import make
 from jobs.querying import QuerySpec, read_descriptors
 from jobs.sharding import DescriptorRows, build_shards, cut_shards, shard_summary, trained_quantizer
+from jobs.tuning import TuningConfig, check_tuned, open_queries, plots, tune
 
 TRAINED, REPORT = "trained", "report"  # names of the units beside the shards
 
 
-class Config(JobConfig):
+class Config(JobConfig, TuningConfig):
     """Flags of `manet index`."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("descriptors", "catalog", "dedup")
+    INPUTS: ClassVar[tuple[str, ...]] = ("descriptors", "catalog", "dedup", "queries")
 
     descriptors: str
     """Descriptors artifact."""
@@ -50,6 +56,9 @@ class Config(JobConfig):
     """Groups artifact of `manet dedup`: of a group only the best picture answers."""
     factory: str = "auto"
     """faiss index factory string, or `auto`: flat while a quantizer would lack training points, else rotation,IVF,PQ."""
+    memory_per_vector: float = Field(default=0.0, ge=0)
+    """Most bytes of memory a vector, the stored vectors (memory-mapped) not counted: --factory auto takes the longest code that
+    fits; 0: 64 codes."""
     shard_rows: int = Field(default=131072, ge=1)
     """Most rows of a shard (shards are cut at the borders of descriptor parts)."""
     seed: int = Field(default=0, ge=0)
@@ -62,17 +71,24 @@ class Config(JobConfig):
 
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
+    if config.memory_per_vector and config.factory != "auto":
+        raise BadInputError("--memory-per-vector chooses the code for --factory auto; a factory of yours has its own")
     descriptors = open_artifact(config.descriptors, "descriptors")
     query_blobs(descriptors)  # what cannot be searched is refused before the folder is claimed
     inputs = {"descriptors": descriptors.as_input()}
+    queries = open_queries(config)
+    if queries is not None:
+        inputs["queries"] = queries.as_input()
     groups = open_artifact(config.dedup, "groups") if config.dedup else None
     if groups is not None:
         inputs["dedup"] = groups.as_input()
-    return make(config, "index", inputs, partial(_build, config, descriptors, groups))
+    summary = make(config, "index", inputs, partial(_build, config, descriptors, groups, queries))
+    check_tuned(summary, config, summary["out"])
+    return summary
 
 
 def _build(
-    config: Config, descriptors: Artifact, groups: Artifact | None, writer: ArtifactWriter
+    config: Config, descriptors: Artifact, groups: Artifact | None, queries: Artifact | None, writer: ArtifactWriter
 ) -> tuple[list[str], dict[str, Any]]:
     from manet.index import check_factory, choose_factory
 
@@ -83,7 +99,9 @@ def _build(
     source = DescriptorRows.of(descriptors, details=config.details, catalog=config.catalog, groups=groups)
     dim = read_descriptors(descriptors, parts[0])[1].shape[1]
     factory, reason = (
-        choose_factory(rows, dim) if config.factory == "auto" else (config.factory, "asked for by --factory")
+        choose_factory(rows, dim, config.memory_per_vector)
+        if config.factory == "auto"
+        else (config.factory, "asked for by --factory")
     )
     check_factory(factory, dim)
     say(f"index: {rows} x {dim}, {factory}: {reason}")
@@ -102,15 +120,19 @@ def _build(
         )
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
         receipts = build_shards(writer.store, quantizer, dim, source, shards, "index")
-    summary = {
-        **shard_summary(receipts),
-        "dim": dim,
-        "factory": factory,
-        "reason": reason,
-        "shards": len(shards),
-        "deleted": 0,
-    }
-    put_unit(writer.store, REPORT, {"report.json": Blob(data=json.dumps(summary, indent=1).encode())})
+        summary = {
+            **shard_summary(receipts),
+            "dim": dim,
+            "factory": factory,
+            "reason": reason,
+            "shards": len(shards),
+            "deleted": 0,
+        }
+        index = writer.draft([*trained.parts, *(part for receipt in receipts for part in receipt.parts)], summary)
+        tuning = tune(index, config, queries, seed=config.seed)
+    report = {**summary, **({"tuning": tuning.report()} if tuning else {"recall@7": 1.0})}
+    put_unit(writer.store, REPORT, {"report.json": Blob(data=json.dumps(report, indent=1).encode()), **plots(tuning)})
+    summary |= tuning.summary() if tuning else {"recall@7": 1.0}
     return [TRAINED, *(shard.name for shard in shards), REPORT], summary
 
 

@@ -1,4 +1,4 @@
-"""An index that changes: add, delete, compact, versions, prune. Each change is one new manifest, put if absent.
+"""An index that changes: add, delete, compact, tune, versions, prune. Each change is one new manifest, put if absent.
 
 A change reads the newest version, writes files under names that only it uses, and commits. If another writer was first
 it starts again from the winner's version, and keeps the files that still fit. Killed anywhere, it leaves the index as it
@@ -8,6 +8,7 @@ was; the same command again ends in the same version as an undisturbed one.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,8 @@ from jobs.sharding import (
     shard_summary,
     trained_quantizer,
 )
+from jobs.tuning import TuningConfig, check_tuned, open_queries, plots
+from jobs.tuning import tune as measure
 
 TOMBSTONES = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
 _TRIES = 5  # versions that other writers may commit before ours gives up
@@ -88,6 +91,13 @@ class CompactConfig(IndexConfig):
     """CPUs (threads) that retrain the quantizer."""
     train_gpus: int = how(0, ge=0)
     """GPUs that retrain the quantizer."""
+
+
+class TuneConfig(IndexConfig, TuningConfig):
+    """Flags of `manet index tune`."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the choice of queries."""
 
 
 class PruneConfig(IndexConfig):
@@ -201,9 +211,32 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         }
         if retrain:
             summary["quantization_error"] = shard_summary(receipts)["quantization_error"]
+            summary |= _tuned_again(base, parts, config.seed)
         return _change(base, parts, config, summary)
 
     return _apply(config, change)
+
+
+def tune(config: TuneConfig) -> dict[str, Any]:
+    """Measure recall against exact search, and make the cheapest setting that reaches a target the index's own."""
+    queries = open_queries(config)
+
+    def change(base: Artifact) -> Change | None:
+        tuning = measure(base, config, queries, seed=config.seed)
+        if tuning is None:
+            return None
+        unit = _prefix("report", base, json.dumps(tuning.report()))
+        report = {**base.manifest.summary, "tuning": tuning.report()}
+        blobs = {f"{unit}.json": Blob(data=json.dumps(report, indent=1).encode())}
+        blobs |= {f"{unit}.png": blob for blob in plots(tuning).values()}
+        others = [part for part in base.manifest.parts if part.name.split(".")[0] not in {"report", "recall"}]
+        others = [part for part in others if not part.name.startswith("report-")]
+        summary = {**tuning.summary(), "action": f"tune to {config.recall_target}"}
+        return _change(base, [*others, *put_unit(base.store, unit, blobs).parts], config, summary)
+
+    said = _apply(config, change)
+    check_tuned(said, config, said["out"])
+    return said
 
 
 def versions(config: IndexConfig) -> dict[str, Any]:
@@ -355,10 +388,19 @@ def _retrain(base: Artifact, rows_of: ShardRows, parts: list[Part], config: Comp
     return receipt.parts[0]
 
 
+def _tuned_again(base: Artifact, parts: list[Part], seed: int) -> dict[str, Any]:
+    """How the retrained index is to be searched: to the target that it was built for."""
+    draft = replace(base, manifest=base.manifest.model_copy(update={"parts": tuple(parts)}), sha256="")
+    target = base.manifest.summary.get("recall_target", TuningConfig().recall_target)
+    tuning = measure(draft, TuningConfig(recall_target=target), None, seed=seed, label="index compact")
+    return tuning.summary() if tuning else {}
+
+
 COMMANDS: dict[str, Any] = {
     "add": (AddConfig, add),
     "delete": (DeleteConfig, delete),
     "compact": (CompactConfig, compact),
+    "tune": (TuneConfig, tune),
     "versions": (IndexConfig, versions),
     "prune": (PruneConfig, prune),
 }

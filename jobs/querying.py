@@ -138,8 +138,16 @@ def open_index(uri: str, version: int = 0) -> Artifact:
     return open_artifact(uri, "index", version=version)
 
 
-def open_searcher(index: Artifact, *, nprobe: int = 0, refine: int = 0, threads: int = 1) -> Searcher:
+def open_searcher(
+    index: Artifact, *, nprobe: int = 0, refine: int = 0, threads: int = 1, folded: bool = True
+) -> Searcher:
     """A searcher over all shards of an index: every file is held against the manifest before it is parsed.
+
+    Args:
+        index: the version to open.
+        nprobe, refine: as `Searcher`; 0: what the index was tuned to.
+        threads: how many search side by side.
+        folded: of a group of near-duplicates only the best answers.
 
     Raises:
         IntegrityError: a file differs from the manifest; it is named.
@@ -160,15 +168,17 @@ def open_searcher(index: Artifact, *, nprobe: int = 0, refine: int = 0, threads:
         )
         for name in names
     ]
-    return Searcher(shards, nprobe=nprobe, refine=refine, threads=threads)
+    tuned = index.manifest.summary
+    nprobe, refine = nprobe or tuned.get("nprobe", 0), refine or tuned.get("refine", 0)
+    return Searcher(shards, nprobe=nprobe, refine=refine, threads=threads, folded=folded)
 
 
-def open_newest_searcher(uri: str, **options: int) -> tuple[Artifact, Searcher]:
+def open_newest_searcher(uri: str, *, nprobe: int = 0, refine: int = 0, threads: int = 1) -> tuple[Artifact, Searcher]:
     """The newest version and its searcher; tried again when that version is pruned while it is being opened."""
     while True:
         index = open_index(uri)
         try:
-            return index, open_searcher(index, **options)
+            return index, open_searcher(index, nprobe=nprobe, refine=refine, threads=threads)
         except (ObjectMissingError, FileNotFoundError):
             if open_index(uri).manifest.number == index.manifest.number:
                 raise

@@ -72,9 +72,9 @@ class Config(QueriesConfig):
     version: int = Field(default=0, ge=0)
     """Version of the index; 0: the newest."""
     nprobe: int = Field(default=0, ge=0)
-    """Cells visited; 0: derived from their number."""
+    """Cells visited; 0: what the index was tuned to."""
     refine: int = Field(default=0, ge=0)
-    """Candidates re-scored with the stored vectors; 0: the default depth."""
+    """Candidates re-scored with the stored vectors; 0: what the index was tuned to."""
     threads: int = how(0, ge=0)
     """Threads; 0: one per CPU with --picture, one in each task with --queries."""
     gpu: bool = how(False)
@@ -106,12 +106,12 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
     started = time.monotonic()
     threads = config.threads or available_cpus()
     torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
-    options = {"nprobe": config.nprobe, "refine": config.refine, "threads": threads}
+    nprobe, refine = config.nprobe, config.refine
     if config.version:
         index = open_index(config.index, config.version)
-        searcher = open_searcher(index, **options)
+        searcher = open_searcher(index, nprobe=nprobe, refine=refine, threads=threads)
     else:
-        index, searcher = open_newest_searcher(config.index, **options)
+        index, searcher = open_newest_searcher(config.index, nprobe=nprobe, refine=refine, threads=threads)
     spec = query_spec(index)
     model = spec.open_model(config.model)
     allowed = searcher.allow(ids=wanted, categories=config.category or None) if config.ids or config.category else None

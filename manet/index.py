@@ -21,9 +21,11 @@ _MAX_PQ_POINTS = 65536
 _OPQ_POINTS = 16384  # the rotation needs fewer points than the codes do
 _OPQ_ITERATIONS, _OPQ_KMEANS_FIRST, _OPQ_KMEANS = 6, 8, 2
 _DIMS_PER_CODE = 4
+_CODES = (256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2, 1)  # bytes of a code, longest first
+_USUAL_CODES = 64  # the longest where no memory is given
 
 
-def choose_factory(rows: int, dim: int, codes: int = 64) -> tuple[str, str]:
+def choose_factory(rows: int, dim: int, memory: float = 0.0) -> tuple[str, str]:
     """A factory string for a gallery, and the reason in one line.
 
     Few rows stay flat. Else principal axes are dealt to the codes (`DealtN`), about 4 sqrt(N) cells of an inverted file
@@ -32,19 +34,37 @@ def choose_factory(rows: int, dim: int, codes: int = 64) -> tuple[str, str]:
     Args:
         rows: rows of the gallery.
         dim: their dimensions.
-        codes: most bytes of codes a vector.
+        memory: most resident bytes a vector, the stored vectors (memory-mapped) not counted: the longest code that fits is
+            taken; 0: 64 codes.
+
+    Raises:
+        InputError: no code is so small.
     """
-    found = next((m for m in (256, 128, 96, 64, 48, 32, 16, 8, 4, 2, 1) if m <= codes and m * _DIMS_PER_CODE <= dim), 0)
     if rows < FLAT_ROWS:
         return "Flat", f"{rows} rows are fewer than the {FLAT_ROWS} that train 8-bit codes; exact search is as quick"
-    if not found:
-        return "Flat", f"{dim} dimensions are too few to quantize"
     cells = min(int(4 * rows**0.5), rows // POINTS_PER_CENTROID)
     cells = 2 ** max(0, cells.bit_length() - 1)
+    lengths = [codes for codes in _CODES if codes * _DIMS_PER_CODE <= dim]
+    if not lengths:
+        return "Flat", f"{dim} dimensions are too few to quantize"
+    sizes = {codes: resident_bytes(rows, dim, cells, codes) for codes in lengths}
+    fitting = [codes for codes in lengths if (sizes[codes] <= memory if memory else codes <= _USUAL_CODES)]
+    if not fitting:
+        raise InputError(
+            f"--memory-per-vector {memory:g}: the smallest code needs {min(sizes.values()):.1f} bytes a vector here"
+        )
+    found = fitting[0]
     return (
         f"{DEALT}{found * _DIMS_PER_CODE},IVF{cells},PQ{found}",
-        f"{rows} rows train {cells} cells and 8-bit codes of {_DIMS_PER_CODE} axes each",
+        f"{rows} rows train {cells} cells and 8-bit codes of {_DIMS_PER_CODE} axes each, {sizes[found]:.1f} bytes a vector",
     )
+
+
+def resident_bytes(rows: int, dim: int, cells: int, codes: int) -> float:
+    """Bytes a vector of `DealtN,IVFcells,PQcodes` in memory: code and id, and its share of what all rows share."""
+    axes = codes * _DIMS_PER_CODE
+    shared = 4 * (cells * axes + dim * axes + 256 * axes)  # centroids, rotation, codebooks: float32
+    return codes + 8 + shared / rows
 
 
 def split_factory(factory: str, dim: int) -> tuple[int, str]:

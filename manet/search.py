@@ -19,6 +19,7 @@ import pyarrow as pa
 from manet.errors import InputError
 from manet.index import transforms
 from manet.shards import Matrix, Shard, ShardFiles
+from manet.tuning import Scale
 
 DEFAULT_REFINE = 100  # candidates that are re-scored
 _PROBED_SHARE = 32  # one cell of this many is visited by default, at least _LEAST_PROBES
@@ -57,12 +58,15 @@ class Searcher:
         nprobe: cells visited; 0: a thirty-second of them, 16 at least.
         refine: candidates of all shards together that are re-scored; 0: 100, or more where k asks for more.
         threads: how many search side by side.
+        folded: of a group of near-duplicates only the best answers.
 
     Raises:
         InputError: no shard, files of one shard that do not belong together, or shards of several quantizers.
     """
 
-    def __init__(self, shards: Sequence[ShardFiles], *, nprobe: int = 0, refine: int = 0, threads: int = 1) -> None:
+    def __init__(
+        self, shards: Sequence[ShardFiles], *, nprobe: int = 0, refine: int = 0, threads: int = 1, folded: bool = True
+    ) -> None:
         if not shards:
             raise InputError("an index without shards")
         self.refine = refine or DEFAULT_REFINE
@@ -75,7 +79,7 @@ class Searcher:
             self.nprobe = min(first.ivf.nlist, nprobe or max(_LEAST_PROBES, first.ivf.nlist // _PROBED_SHARE))
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,))
-        self._grouped = any("group" in shard.rows.column_names for shard in self._shards)
+        self._grouped = folded and any("group" in shard.rows.column_names for shard in self._shards)
         self._live = None
         if not all(shard.all_live for shard in self._shards):
             masks = tuple(shard.live for shard in self._shards)
@@ -84,6 +88,18 @@ class Searcher:
     def __len__(self) -> int:
         """Rows that are not deleted."""
         return self._live.rows if self._live else sum(map(len, self._shards))
+
+    @property
+    def scale(self) -> Scale:
+        """What decides the cost of a search; an index without an inverted file is one cell."""
+        first = self._shards[0]
+        vector_bytes = first.vectors.shape[1] * first.vectors.dtype.itemsize
+        return Scale(
+            rows=sum(map(len, self._shards)),
+            cells=first.ivf.nlist if first.ivf is not None else 1,
+            code_bytes=getattr(first.ivf or first.index, "code_size", vector_bytes),
+            vector_bytes=vector_bytes,
+        )
 
     def allow(self, *, ids: Iterable[str] | None = None, categories: Iterable[str] | None = None) -> Allowed:
         """A filter: rows with one of these ids and one of these categories (None: any).

@@ -49,10 +49,12 @@ class Config(SessionConfig):
     """Most rows of a shard of the project's index."""
     queries: int = Field(default=1000, ge=1)
     """Held-out queries, at most."""
+    recall_target: float = Field(default=0.95, gt=0, le=1)
+    """Recall that the project's index tunes itself to (with queries made from the gallery, not the held-out ones)."""
     nprobe: int = Field(default=0, ge=0)
-    """Cells visited; 0: the project's default."""
+    """Cells visited; 0: what the project's index was tuned to."""
     refine: int = Field(default=0, ge=0)
-    """Candidates re-scored; 0: the project's default."""
+    """Candidates re-scored; 0: what the project's index was tuned to."""
     threads: int = Field(default=1, ge=1)
     """Threads that train, of each builder; the project fills shards on as many CPUs, by Ray."""
     seed: int = Field(default=0, ge=0)
@@ -93,6 +95,7 @@ class Bench:
             "--factory": factory,
             "--shard-rows": config.shard_rows,
             "--seed": config.seed,
+            "--recall-target": config.recall_target,
             "--train-cpus": config.threads,
             "--ray-cpus": config.threads,
             "--object-store-mib": config.object_store_mib,
@@ -148,6 +151,7 @@ class Bench:
             "seconds": run.seconds,
             "build_s": build_s,
             "peak_mib": run.peak_mib,
+            "peak_own_mib": run.peak_own_mib,
             "largest_process_mib": run.largest_mib,
             "resident_bytes_per_vector": opened["resident_bytes_per_vector"],
             "anonymous_bytes_per_vector": opened["anonymous_bytes_per_vector"],

@@ -26,10 +26,14 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Of a finished process and all below it: wall seconds, peak MiB (proportional set size), its last line as JSON."""
+    """Of a finished process and all below it: wall seconds, its last line as JSON, and peak MiB (proportional set size).
+
+    `peak_own_mib` leaves out pages of files, which can be dropped at any time; `largest_mib` is that of one process.
+    """
 
     seconds: float
     peak_mib: float
+    peak_own_mib: float
     largest_mib: float
     result: dict[str, Any]
 
@@ -42,12 +46,13 @@ def measured(command: Sequence[str], label: str, **environ: str) -> Measured:
     Raises:
         JobFailedError: it failed; its last line on stderr is named.
     """
-    started, peak, largest = time.monotonic(), 0, 0
+    started, peak, own, largest = time.monotonic(), 0, 0, 0
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(list(command), stdout=out, stderr=errors, env={**os.environ, **environ})
         while True:
             sizes = tree_bytes(process.pid)
-            peak, largest = max(peak, sum(sizes)), max(largest, *sizes, 0)
+            peak, largest = max(peak, sum(size for size, _ in sizes)), max(largest, *(size for size, _ in sizes), 0)
+            own = max(own, sum(size - mapped for size, mapped in sizes))
             try:
                 process.wait(_EVERY)
                 break
@@ -65,13 +70,17 @@ def measured(command: Sequence[str], label: str, **environ: str) -> Measured:
     return Measured(
         seconds=round(seconds, 2),
         peak_mib=round(peak / _MIB, 1),
+        peak_own_mib=round(own / _MIB, 1),
         largest_mib=round(largest / _MIB, 1),
         result=json.loads(lines[-1]),
     )
 
 
-def tree_bytes(root: int) -> list[int]:
-    """Proportional set size, bytes, of a process and of each below it; those that end meanwhile are left out."""
+def tree_bytes(root: int) -> list[tuple[int, int]]:
+    """Proportional set size of a process and of each below it, and how much of it files back, bytes.
+
+    Those that end meanwhile are left out.
+    """
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -87,7 +96,8 @@ def tree_bytes(root: int) -> list[int]:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        sizes += [int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")]
+        fields = {words[0]: int(words[1]) << 10 for words in map(str.split, lines[1:])}
+        sizes.append((fields.get("Pss:", 0), fields.get("Pss_File:", 0)))
     return sizes
 
 

@@ -1,0 +1,91 @@
+"""An index is measured as it is built, and searched as it was measured: against exact search done here."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.errors import BadInputError, JobFailedError
+from cluster.session import SessionConfig, ray_session
+from jobs import index, living
+from jobs.querying import open_index, open_searcher
+from manet.exact import exact_search
+from tests.jobs.helpers import checksums
+from tests.jobs.test_living import describe, vectors_of
+
+ROWS = 3000
+FACTORY = "IVF64,PQ4x4"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    with ray_session(SessionConfig(ray_cpus=2, object_store_mib=128)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery")
+    describe(folder / "rows", [f"a{row:04d}" for row in range(ROWS)], vectors_of(ROWS, 0), part_rows=500)
+    describe(folder / "queries", [f"q{row:04d}" for row in range(200)], vectors_of(200, 1))
+    return folder
+
+
+def built(gallery: Path, out: Path, **fields: object) -> str:
+    wanted = {"descriptors": str(gallery / "rows"), "out": str(out), "factory": FACTORY, "shard_rows": 1000, **fields}
+    index.run(index.Config.model_validate(wanted))
+    return str(out)
+
+
+def test_the_stored_setting_finds_what_the_report_says(gallery: Path, tmp_path: Path) -> None:
+    uri = built(gallery, tmp_path / "index", recall_target=0.9, queries=str(gallery / "queries"))
+    report = json.loads((tmp_path / "index" / "report.json").read_text())["tuning"]
+    searcher = open_searcher(open_index(uri))
+    assert (searcher.nprobe, searcher.refine) == (report["nprobe"], report["refine"])
+    queries = vectors_of(200, 1).astype(np.float32)
+    found = [{hit.image_id for hit in hits} for hits in searcher.search(queries, 7)]
+    truth = [{f"a{row:04d}" for row in rows} for rows in exact_search(vectors_of(ROWS, 0), queries, 7)[1]]
+    recall = float(np.mean([len(ours & true) / 7 for ours, true in zip(found, truth, strict=True)]))
+    assert report["recall@7"] == pytest.approx(recall, abs=2e-3)  # neighbours equally close count there by their score
+    assert recall >= 0.9
+    assert report["recall@7_low"] <= report["recall@7"] <= report["recall@7_high"]
+    assert any(each["recall"] < 0.9 for each in report["seen"])  # the target chose: there was something cheaper
+    assert (tmp_path / "index" / "recall.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_queries_the_gallery_is_searched_with_its_own(gallery: Path, tmp_path: Path) -> None:
+    built(gallery, tmp_path / "one", recall_target=0.97)
+    report = json.loads((tmp_path / "one" / "report.json").read_text())["tuning"]
+    assert report["queries"] == 500
+    assert report["recall@7"] >= 0.97
+    built(gallery, tmp_path / "two", recall_target=0.97)
+    assert checksums(tmp_path / "one", "index") == checksums(tmp_path / "two", "index")
+
+
+def test_a_target_out_of_reach_fails_after_all_is_saved(tmp_path: Path) -> None:
+    describe(tmp_path / "rows", [f"a{row:04d}" for row in range(ROWS)], vectors_of(ROWS, 0, spread=1), part_rows=500)
+    uri = str(tmp_path / "index")
+    for _ in range(2):  # the same command says the same again
+        with pytest.raises(JobFailedError, match=r"is written, but recall@7 is 0\.\d+ .*--recall-target is 1"):
+            built(tmp_path, tmp_path / "index", factory="IVF8,PQ1x2", recall_target=1)
+    reached = open_index(uri).manifest.summary["recall@7"]
+    assert 0 < reached < 1
+    said = living.tune(living.TuneConfig(index=uri, recall_target=0.2))
+    assert (said["version"], said["recall@7"] >= 0.2) == (2, True)
+    (tmp_path / "gone.txt").write_text("\n".join(f"a{row:04d}" for row in range(0, ROWS, 2)))
+    living.delete(living.DeleteConfig(index=uri, ids=str(tmp_path / "gone.txt")))
+    assert living.tune(living.TuneConfig(index=uri, recall_target=0.2))["recall@7"] >= 0.2
+    open_index(uri).verify()
+
+
+def test_queries_of_other_dimensions_are_refused(gallery: Path, tmp_path: Path) -> None:
+    describe(tmp_path / "flat", ["q"], np.ones((1, 4), np.float16))
+    with pytest.raises(BadInputError, match="4 dimensions, the index has 16"):
+        built(gallery, tmp_path / "index", queries=str(tmp_path / "flat"))
+
+
+def test_memory_sets_the_length_of_the_codes(gallery: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"--memory-per-vector.*--factory auto"):
+        built(gallery, tmp_path / "index", memory_per_vector=80)
