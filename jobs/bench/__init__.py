@@ -4,15 +4,17 @@
   manet bench vectors --rows 500000 --dim 1280 --out bench/vectors
   manet bench index --descriptors bench/vectors
   manet bench search --index bench/index --descriptors bench/vectors --out bench/search
+  manet bench dedup --index bench/doubled-index --descriptors bench/doubled
 
 Every figure is a ratio of rates measured in one run on the same cores.
 """
 
-from jobs.bench import extract, index, search, vectors
+from jobs.bench import dedup, extract, index, search, vectors
 
 COMMANDS = {
     "extract": (extract.Config, extract.run),
     "vectors": (vectors.Config, vectors.run),
     "index": (index.Config, index.run),
+    "dedup": (dedup.Config, dedup.run),
     "search": (search.Config, search.run),
 }

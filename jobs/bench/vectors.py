@@ -6,11 +6,12 @@ Writes a committed descriptors artifact (`part-*.parquet`, no model, no catalog)
 [Q, D], further members of the same clusters that are not in the gallery. A vector is a point near one of the cluster
 centres of a latent space, mixed into D dimensions, rectified, made noisy and of unit length: like a network's
 features it is sparse, positive, correlated, and its neighbours lie across the borders of cells. Clusters are of unequal size.
+With --duplicates the last rows are earlier ones again, a little changed (`bench dedup` looks for them).
 The same command again keeps the finished parts; one part is in memory at a time.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -28,6 +29,7 @@ from jobs.parquet import parquet_bytes
 from manet.tables import descriptor_column
 
 QUERIES = "queries.npy"
+_CHANGE = 0.2  # longest change of a near-duplicate: its cosine is 0.98 at least
 _QUERY_STREAM = 1 << 40  # number of the queries' random stream: no part has it
 Vectors = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,6 +51,8 @@ class Config(JobConfig):
     """Distance of a vector from its centre, over that of the centres from each other: the more, the harder."""
     noise: float = Field(default=0.1, ge=0)
     """Standard deviation of the noise of each dimension, over that of the signal."""
+    duplicates: int = Field(default=0, ge=0)
+    """Near-duplicates among the rows: the last ones are earlier ones again, changed by up to a fifth of their length."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything."""
     part_rows: int = Field(default=4096, ge=1)
@@ -97,6 +101,32 @@ class Clusters:
         return self.draw(_QUERY_STREAM, count)
 
 
+def planted(config: Config) -> Vectors:
+    """The row that each of the last `duplicates` rows repeats."""
+    if 2 * config.duplicates > config.rows:
+        raise BadInputError(
+            f"--duplicates {config.duplicates}: at most half of the {config.rows} rows can repeat others"
+        )
+    rng = np.random.default_rng([config.seed, 2])
+    found: Vectors = rng.choice(config.rows - config.duplicates, config.duplicates, replace=False)
+    return found
+
+
+def _repeats(config: Config, source: Clusters) -> dict[int, Vectors]:
+    """Row -> vector of each near-duplicate."""
+    rng = np.random.default_rng([config.seed, 3])
+    origins, found = planted(config), {}
+    for number, rows in _cut(config.rows, config.part_rows):
+        first = number * config.part_rows
+        here = np.flatnonzero((origins >= first) & (origins < first + rows))
+        vectors = source.draw(number, rows)[origins[here] - first].astype(np.float32) if len(here) else ()
+        for place, vector in zip(here.tolist(), vectors, strict=True):
+            change = rng.standard_normal(config.dim, np.float32)
+            changed = vector + rng.uniform(0, _CHANGE) * change / np.linalg.norm(change)
+            found[config.rows - config.duplicates + place] = changed / np.linalg.norm(changed)
+    return found
+
+
 def run(config: Config) -> dict[str, Any]:
     """Write the artifact; returns its summary."""
     return make(config, "descriptors", {}, partial(_build, config))
@@ -105,12 +135,12 @@ def run(config: Config) -> dict[str, Any]:
 def _build(config: Config, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
     clusters = config.clusters or max(1, config.rows // 32)
     source = Clusters(config.seed, config.dim, clusters, config.latent, config.spread, config.noise)
-    done = writer.finished()
+    done, repeats = writer.finished(), _repeats(config, source)
     parts = [(f"{number:05d}", number, rows) for number, rows in _cut(config.rows, config.part_rows)]
     with Meter("vectors", config.rows, "rows") as meter:
         for unit, number, rows in parts:
             if unit not in done:
-                blob = Blob(data=_part(source, number, rows, number * config.part_rows), rows=rows)
+                blob = Blob(data=_part(source, number, rows, number * config.part_rows, repeats), rows=rows)
                 put_unit(writer.store, unit, {f"part-{unit}.parquet": blob}, {"rows": rows}, claim=writer.claim_sha256)
             meter.advance(rows)
     held_out = io.BytesIO()
@@ -126,10 +156,18 @@ def _cut(rows: int, step: int) -> Iterator[tuple[int, int]]:
     yield from ((start // step, min(step, rows - start)) for start in range(0, rows, step))
 
 
-def _part(source: Clusters, number: int, rows: int, first: int) -> bytes:
-    ids = [f"v{row:09d}" for row in range(first, first + rows)]
+def _part(source: Clusters, number: int, rows: int, first: int, repeats: Mapping[int, Vectors]) -> bytes:
+    vectors = source.draw(number, rows)
+    for row in repeats.keys() & range(first, first + rows):
+        vectors[row - first] = repeats[row]
+    ids = [row_name(row) for row in range(first, first + rows)]
     table = pa.table({"image_id": pa.array(ids, pa.string())})
-    return parquet_bytes(table.append_column("descriptor", descriptor_column(source.draw(number, rows))))
+    return parquet_bytes(table.append_column("descriptor", descriptor_column(vectors)))
+
+
+def row_name(row: int) -> str:
+    """The id of a row."""
+    return f"v{row:09d}"
 
 
 def held_out(descriptors: Artifact, most: int) -> Vectors:

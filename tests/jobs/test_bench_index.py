@@ -25,7 +25,7 @@ from jobs.bench.truth import gallery_file, recall
 from jobs.querying import open_index, open_searcher
 from manet.exact import exact_search
 from tests.conftest import Run
-from tests.jobs.helpers import checksums, summary_of
+from tests.jobs.helpers import assert_refused, checksums, summary_of
 
 ROWS, DIM, FACTORY = 3000, 32, "IVF32,PQ8x4"
 
@@ -181,6 +181,34 @@ def test_bench_search(built: Path, gallery: Path, tmp_path: Path) -> None:
 def test_a_plot_without_exact_search() -> None:
     row = {"nprobe": 1, "refine": 5, **{f"{n}_{f}": 0.5 for n in ("manet", "faiss") for f in ("recall@7", "qps")}}
     assert io.BytesIO(frontier_png([row], [{"threads": 1}])).read(4) == b"\x89PNG"
+
+
+def test_planted_near_duplicates(gallery: Path, tmp_path: Path) -> None:
+    config = vectors.Config(
+        rows=ROWS, dim=DIM, queries=60, part_rows=512, duplicates=200, out=str(tmp_path / "doubled")
+    )
+    vectors.run(config)
+    gallery_file(open_artifact(config.out, "descriptors"), tmp_path / "doubled.npy")
+    gallery_file(open_artifact(str(gallery), "descriptors"), tmp_path / "plain.npy")
+    doubled, plain = (np.load(tmp_path / f"{name}.npy").astype(np.float64) for name in ("doubled", "plain"))
+    assert (doubled[:-200] == plain[:-200]).all()
+    cosines = (doubled[-200:] * doubled[vectors.planted(config)]).sum(1)
+    assert 0.975 < cosines.min() < 0.985  # changed by up to a fifth
+    assert cosines.max() > 0.999
+    with pytest.raises(BadInputError, match="at most half"):
+        vectors.planted(config.model_copy(update={"duplicates": ROWS}))
+
+
+@pytest.mark.slow
+def test_bench_dedup(manet: Run, gallery: Path, tmp_path: Path) -> None:
+    rows = ("--rows", 3000, "--dim", 64, "--latent", 64, "--spread", 3)
+    manet("bench", "vectors", *rows, "--duplicates", 300, "--out", tmp_path / "rows")
+    summary_of(manet("index", "--descriptors", tmp_path / "rows", "--out", tmp_path / "index"))
+    found = summary_of(manet("bench", "dedup", "--index", tmp_path / "index", "--descriptors", tmp_path / "rows"))
+    assert (found["planted"], found["recall"]) == (300, 1.0)
+    assert found["precision"] > 0.99
+    refused = manet("bench", "dedup", "--index", tmp_path / "index", "--descriptors", gallery)
+    assert_refused(refused, 2, "no near-duplicate in it", "--duplicates")
 
 
 @pytest.mark.slow
