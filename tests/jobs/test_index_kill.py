@@ -118,17 +118,17 @@ def test_a_life_of_kills(tmp_path: Path) -> None:
     try:
         for place, command in enumerate(wild.commands):
             wanted = KILLS * (place + 1) // len(wild.commands)
-            for _ in range(4 * KILLS):  # a driver may have ended before its kill: then the command is done
-                if kills == wanted:
-                    break
-                kills += killed_at(command, log, rng.uniform(0.3, 1.0) * lasted[place])
+            while kills < wanted:
+                if not killed_at(command, log, rng.uniform(0.3, 0.9) * lasted[place]):
+                    break  # it ended before its kill: the next command takes that on
+                kills += 1
             run_to_its_end(command, log)
     finally:
         reader.stop.set()
         reader.join(120)
     assert reader.faults == []
     assert reader.seen == sorted(reader.seen)
-    assert kills >= KILLS // 2  # the others were done before: each kill was real
+    assert kills >= KILLS - 2  # each hit a driver at work
     assert state(wild.uri) == state(calm.uri)
     held = dict(zip([f"a{row:04d}" for row in range(300)], gallery, strict=True))
     held |= dict(zip([f"b{row:04d}" for row in range(200)], new, strict=True))

@@ -55,4 +55,4 @@ def test_made_up_queries_lie_near_their_row() -> None:
     queries = mixed(rows[:2], rows[2:])
     np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-6)
     assert (queries.argmax(1) == [0, 1]).all()
-    np.testing.assert_allclose(queries[0, 0] / queries[0, 2], 3, rtol=1e-6)
+    np.testing.assert_allclose(queries[0, 0] / queries[0, 2], 0.85 / 0.15, rtol=1e-6)
