@@ -14,7 +14,9 @@ import numpy as np
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 DEPTHS = (25, 50, 100, 200, 400, 800)  # candidates re-scored, tried in turn
-_MIXED = 0.15  # share of another row in a made-up query: then it needs as many cells as a customer's photo (BENCHMARKS.md)
+_MIXED = (
+    0.15  # share of another row in a made-up query: then it needs as many cells as a customer's photo (BENCHMARKS.md)
+)
 _ALIKE = 1e-5  # two sums of the same products in another order differ by less
 _GAIN = 0.001  # recall that twice the cells must add, else the codes are what limits it
 

@@ -1,6 +1,7 @@
 """Rates of this installation against the machine's own ceiling, and against peers.
 
   manet bench extract --model run/model --catalog shop/catalog --pictures 512
+  manet bench decode --catalog shop/catalog
   manet bench vectors --rows 500000 --dim 1280 --out bench/vectors
   manet bench index --descriptors bench/vectors
   manet bench search --index bench/index --descriptors bench/vectors --out bench/search
@@ -9,10 +10,11 @@
 Every figure is a ratio of rates measured in one run on the same cores.
 """
 
-from jobs.bench import dedup, extract, index, search, vectors
+from jobs.bench import decode, dedup, extract, index, search, vectors
 
 COMMANDS = {
     "extract": (extract.Config, extract.run),
+    "decode": (decode.Config, decode.run),
     "vectors": (vectors.Config, vectors.run),
     "index": (index.Config, index.run),
     "dedup": (dedup.Config, dedup.run),

@@ -1,15 +1,19 @@
-"""`bench extract`: the extraction job against the bare model.
+"""`bench extract`: the extraction job against the bare model, a plain DataLoader loop, decoding alone and reading alone.
 
-  manet bench extract --model run/model --catalog shop/catalog --pictures 512
+  manet bench extract --model run/model --catalog shop/catalog --pictures 512 --out bench/extract
 
-Pictures a second of the job (fetch, decode, describe, write) over those of the bare model on decoded pictures in
-memory, in the same run, with the same number of model workers and threads. The job's rate is that of its steady state:
-from the first finished part to the last one; its start-up is reported apart.
+Pictures a second of the job (fetch, decode, describe, write), in the same run and on the same number of workers and threads,
+beside: the bare model on decoded pictures in memory; what a person writes with a PyTorch DataLoader and the same model;
+the loader alone; reads from the store alone. The job's rate is that of its steady state: from the first finished part to
+the last one; its start-up is reported apart. With --out also `extract.json` and `extract.png` (where the time goes).
 """
 
+import json
 import tempfile
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -17,15 +21,26 @@ from pydantic import Field
 from cluster.artifact import Artifact, ArtifactWriter
 from cluster.errors import BadInputError
 from cluster.session import cluster_cpus, ray_session
+from cluster.storage import open_store, read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
+from jobs.bench.plotting import seconds_png
 from jobs.inputs import Table, open_model, open_table
+from jobs.loading import FETCHES
 from jobs.pictures import load_picture
 from jobs.planning import cut
 from jobs.streaming import DescribeConfig, picture_config, stream
-from jobs.workers import Describe
+from jobs.workers import Describe, make_loader
 from manet.errors import PictureError
+from manet.images import PictureConfig
 from manet.pooling import DescriptorName
+
+if TYPE_CHECKING:
+    import torch
+
+_SECONDS = 15.0  # of each measurement that can be cut short
+_PART = 64
+_STAGES = ("fetch_s", "decode_s", "wait_model_s", "model_s", "idle_s", "write_s")
 
 
 class Config(DescribeConfig):
@@ -39,10 +54,12 @@ class Config(DescribeConfig):
     """Pictures of the catalogue that are described."""
     descriptor: DescriptorName = "sr-mac"
     """Descriptor to compute."""
+    out: str = ""
+    """Folder for `extract.json` and `extract.png`; default: nothing is written."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measure the job and the bare model on the same cores; returns both rates and their ratio."""
+    """Measure all on the same cores; returns the rates and the job's ratio to each."""
     table, model = open_table(config.catalog, "catalog", "--catalog"), open_model(config.model)
     rows = min(config.pictures, table.rows)
     units = cut(rows, config.part_rows)
@@ -54,17 +71,27 @@ def run(config: Config) -> dict[str, Any]:
         workers = config.model_actors or cluster_cpus()
         bare = _bare(config, table, model, workers, rows)
         job = _job(config, table, model, units)
-    ratio = round(job["rate"] / bare, 3)
-    say(f"bare model {bare:.2f} pictures/s on {workers} workers, job {job['rate']:.2f}: ratio {ratio}")
-    return {
+        loop = _together(config, workers, _loop(config, table, model, workers, rows))
+        loader = _together(config, workers, _loader(config, table, model, workers, rows))
+        store = _together(config, workers, _reads(table, workers, rows))
+    rates = {"bare_model": bare, "dataloader_loop": loop, "decode_alone": loader, "reads_alone": store}
+    found = {
         "kind": "bench",
         "pictures": rows,
         "workers": workers,
-        "bare_pictures_per_s": round(bare, 2),
         "job_pictures_per_s": round(job["rate"], 2),
-        "ratio": ratio,
+        **{f"{name}_pictures_per_s": round(rate, 2) for name, rate in rates.items()},
+        **{f"ratio_{name}": round(job["rate"] / rate, 4) for name, rate in rates.items()},
         "start_up_s": round(job["start_up"], 1),
+        "stages": {name: round(job[name], 2) for name in _STAGES},
     }
+    for name, rate in {"job": job["rate"], **rates}.items():
+        say(f"{name.replace('_', ' '):16} {rate:10.2f} pictures/s   job / this {job['rate'] / rate:.3f}")
+    if config.out:
+        sink = open_store(config.out)
+        sink.write("extract.json", json.dumps(found, indent=1).encode())
+        sink.write("extract.png", seconds_png({name: job[name] / rows for name in _STAGES}))
+    return found
 
 
 def _bare(config: Config, table: Table, model: Artifact, workers: int, rows: int) -> float:
@@ -80,7 +107,7 @@ def _bare(config: Config, table: Table, model: Artifact, workers: int, rows: int
         meet = time.time() // 10 * 10 + 20  # all workers start together, on the clock
         time.sleep(max(0.0, meet - time.time()))
         started, done = time.time(), 0
-        while time.time() - started < 15:
+        while time.time() - started < _SECONDS:
             describer.describe(pixels)
             done += len(pixels)
         return started, time.time(), done
@@ -95,9 +122,111 @@ def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dic
         writer = ArtifactWriter.open(f"{scratch}/out", "descriptors", config={}, claimed=(), inputs={})
         started = time.monotonic()
         marks = []
-        done = 0
+        done, sums = 0, dict.fromkeys(_STAGES, 0.0)
         for counts in stream((writer.store, writer.claim_sha256), table, model, config, (config.descriptor,), units):
             done += int(counts["rows"] + counts["rejects"])
             marks.append((time.monotonic(), done))
+            sums = {name: sums[name] + float(counts[name]) for name in sums}
     first, last = marks[0], marks[-1]
-    return {"rate": (last[1] - first[1]) / (last[0] - first[0]), "start_up": first[0] - started}
+    return {**sums, "rate": (last[1] - first[1]) / (last[0] - first[0]), "start_up": first[0] - started}
+
+
+def _together(config: Config, workers: int, measure: Callable[[int], tuple[float, int]]) -> float:
+    """Pictures a second of `workers` tasks side by side; each says its seconds and its pictures."""
+    spans = list(run_tasks(measure, list(range(workers)), cpus=config.model_cpus, gpus=config.model_gpus))
+    return float(sum(done / seconds for seconds, done in spans))
+
+
+def _share(table: Table, worker: int, workers: int, rows: int) -> tuple[int, int]:
+    """The rows of one of several workers."""
+    step = max(1, min(rows, table.rows) // workers)
+    return worker * step, min((worker + 1) * step, table.rows)
+
+
+class Pictures:
+    """A PyTorch dataset: read, decode with Pillow, resize and pad with torchvision, as its documentation shows."""
+
+    def __init__(self, uris: list[str], config: PictureConfig) -> None:
+        self.uris, self.size = uris, config.size
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+    def __getitem__(self, place: int) -> "torch.Tensor":
+        """uint8 [size, size, 3]."""
+        import io
+
+        from PIL import Image, ImageOps
+        from torchvision.transforms.v2 import functional
+
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_uri(self.uris[place])))).convert("RGB")
+        scale = self.size / max(picture.size)
+        wide, high = (max(1, round(side * scale)) for side in picture.size)
+        small = functional.pil_to_tensor(functional.resize(picture, [high, wide]))
+        top, left = (self.size - high) // 2, (self.size - wide) // 2
+        padded: torch.Tensor = functional.pad(
+            small, [left, top, self.size - wide - left, self.size - high - top], fill=255
+        )
+        return padded.permute(1, 2, 0).contiguous()
+
+
+def _loop(config: Config, table: Table, model: Artifact, workers: int, rows: int) -> Callable[[int], tuple[float, int]]:
+    """A DataLoader of one process beside each model: its pictures are described batch by batch, vectors kept."""
+    pictures = picture_config(model, config.size)
+
+    def measure(worker: int) -> tuple[float, int]:
+        from torch.utils.data import DataLoader
+
+        from manet.describe import auto_batch
+
+        describer = Describe.load(model, (config.descriptor,), config)
+        uris = [uri for _, uri in table.pictures(*_share(table, worker, workers, rows))]
+        batch = config.batch_size or (auto_batch(pictures.size) if not config.model_gpus else 32)
+        dataset: Any = Pictures(uris, pictures)
+        loader: Any = DataLoader(dataset, batch, num_workers=1, multiprocessing_context="spawn", prefetch_factor=8)
+        kept, began, done = [], 0.0, 0
+        for pixels in loader:
+            kept.append(describer.describe(pixels.numpy()).vectors[config.descriptor])
+            if not began:  # the loader has started, the model is warm
+                began = time.monotonic()
+            else:
+                done += len(pixels)
+        return time.monotonic() - began, done
+
+    return measure
+
+
+def _loader(
+    config: Config, table: Table, model: Artifact, workers: int, rows: int
+) -> Callable[[int], tuple[float, int]]:
+    """Fetch and decode as the job does, without a model."""
+    pictures = picture_config(model, config.size)
+
+    def measure(worker: int) -> tuple[float, int]:
+        start, stop = _share(table, worker, workers, rows)
+        loader = make_loader(table, pictures, config)
+        try:
+            loader.load(start, min(start + 1, stop))  # its processes have started
+            began, done = time.monotonic(), 0
+            while not done or time.monotonic() - began < _SECONDS / 3:
+                for at in range(start, stop, _PART):
+                    done += len(loader.load(at, min(at + _PART, stop)).pixels)
+            return time.monotonic() - began, done
+        finally:
+            loader.close()
+
+    return measure
+
+
+def _reads(table: Table, workers: int, rows: int) -> Callable[[int], tuple[float, int]]:
+    """The pictures' bytes, as many requests in flight as a loader has."""
+
+    def measure(worker: int) -> tuple[float, int]:
+        uris = [uri for _, uri in table.pictures(*_share(table, worker, workers, rows))]
+        with ThreadPoolExecutor(FETCHES) as pool:
+            began, done = time.monotonic(), 0
+            while not done or time.monotonic() - began < _SECONDS / 3:
+                done += sum(1 for _ in pool.map(read_uri, uris))
+            return time.monotonic() - began, done
+
+    return measure

@@ -1,4 +1,4 @@
-"""A picture of a sweep: recall against queries a second."""
+"""Pictures of what was measured: recall against queries a second, where time goes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,23 @@ def frontier_png(sweep: Sequence[Mapping[str, Any]], rates: Sequence[Mapping[str
     axes.set(xlabel="recall@7 against exact search", ylabel="queries a second, batches of 100, 1 thread", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=120)
+    return sink.getvalue()
+
+
+def seconds_png(stages: Mapping[str, float]) -> bytes:
+    """Where the time of one picture goes: seconds of each stage, summed over all workers, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots()
+    names = [name.removesuffix("_s").replace("_", " ") for name in stages]
+    bars = axes.barh(names, [seconds * 1e3 for seconds in stages.values()])
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.set(xlabel="milliseconds a picture, of one worker")
+    axes.margins(x=0.12)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=120)
     return sink.getvalue()

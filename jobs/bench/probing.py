@@ -81,17 +81,8 @@ def tree_bytes(root: int) -> list[tuple[int, int]]:
 
     Those that end meanwhile are left out.
     """
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    sizes, waiting = [], [root]
-    while waiting:
-        pid = waiting.pop()
-        waiting += children.get(pid, [])
+    sizes = []
+    for pid in _tree(root):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
@@ -99,6 +90,34 @@ def tree_bytes(root: int) -> list[tuple[int, int]]:
         fields = {words[0]: int(words[1]) << 10 for words in map(str.split, lines[1:])}
         sizes.append((fields.get("Pss:", 0), fields.get("Pss_File:", 0)))
     return sizes
+
+
+def tree_cpu_seconds(root: int) -> float:
+    """CPU-seconds of a process, of each below it, and of those that have ended and were waited for."""
+    ticks = 0
+    for pid in _tree(root):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += sum(map(int, fields[11:15]))  # user, system, and both of children that have ended
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _tree(root: int) -> list[int]:
+    """A process and all below it."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found, waiting = [], [root]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
 
 
 def opened(uri: str, queries: str, nprobe: str, refine: str) -> dict[str, Any]:
