@@ -36,7 +36,7 @@ from jobs.config import JobConfig, how
 from jobs.make import make
 from jobs.querying import QuerySpec, read_descriptors
 from jobs.sharding import DescriptorRows, build_shards, cut_shards, shard_summary, trained_quantizer
-from jobs.tuning import TuningConfig, check_tuned, open_queries, plots, tune
+from jobs.tuning import Queries, TuningConfig, check_tuned, open_queries, plots, tune
 
 TRAINED, REPORT = "trained", "report"  # names of the units beside the shards
 
@@ -78,7 +78,7 @@ def run(config: Config) -> dict[str, Any]:
     inputs = {"descriptors": descriptors.as_input()}
     queries = open_queries(config)
     if queries is not None:
-        inputs["queries"] = queries.as_input()
+        inputs["queries"] = queries.source
     groups = open_artifact(config.dedup, "groups") if config.dedup else None
     if groups is not None:
         inputs["dedup"] = groups.as_input()
@@ -88,7 +88,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _build(
-    config: Config, descriptors: Artifact, groups: Artifact | None, queries: Artifact | None, writer: ArtifactWriter
+    config: Config, descriptors: Artifact, groups: Artifact | None, queries: Queries | None, writer: ArtifactWriter
 ) -> tuple[list[str], dict[str, Any]]:
     from manet.index import check_factory, choose_factory
 

@@ -4,6 +4,7 @@ Ray tasks: one a shard gathers queries from it, one a shard finds their true nei
 the settings with the searcher that everything else uses.
 """
 
+import hashlib
 import io
 import statistics
 import time
@@ -16,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from cluster.artifact import Artifact, Blob, Part, open_artifact
-from cluster.errors import BadInputError, JobFailedError
+from cluster.artifact import Artifact, Blob, Input, Part, open_artifact
+from cluster.errors import BadInputError, JobFailedError, ObjectMissingError
+from cluster.storage import read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
 from jobs.querying import dead_rows, open_searcher, read_all
@@ -44,7 +46,7 @@ class TuningConfig(BaseModel):
     tuning_queries: int = Field(default=500, ge=1)
     """Queries that recall is measured with: rows of the gallery, each mixed with another one and then not counted itself."""
     queries: str = ""
-    """Descriptors artifact whose rows are the queries instead (`search --queries` and `evaluate` write one)."""
+    """What to search with instead: a descriptors artifact (`search --queries` and `evaluate` write one), or a .npy [Q, D]."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +85,51 @@ class Tuning:
         }
 
 
-def open_queries(config: TuningConfig) -> Artifact | None:
-    """The queries' descriptors, where they were given."""
-    return open_artifact(config.queries, "descriptors") if config.queries else None
+@dataclass(frozen=True)
+class Queries:
+    """Vectors to search with, float32 [Q, D], and where they came from."""
+
+    vectors: Matrix
+    source: Input
+
+
+def open_queries(config: TuningConfig) -> Queries | None:
+    """The queries, where they were given.
+
+    Raises:
+        BadInputError: no such file, or none of vectors.
+    """
+    uri = config.queries
+    if not uri:
+        return None
+    if not uri.endswith(".npy"):
+        artifact = open_artifact(uri, "descriptors")
+        vectors, source = read_all(artifact)[1] if artifact.parts("part-") else np.empty((0, 0)), artifact.as_input()
+    else:
+        try:
+            data = read_uri(uri)
+            vectors, source = np.load(io.BytesIO(data)), Input(uri=uri, sha256=hashlib.sha256(data).hexdigest())
+        except (ObjectMissingError, ValueError, EOFError) as error:
+            raise BadInputError(f"--queries {uri}: no such .npy file, or none of numbers ({error})") from None
+    if vectors.ndim != 2 or not len(vectors):
+        raise BadInputError(f"--queries {uri}: it holds no vectors [Q, D]")
+    return Queries(vectors[: config.tuning_queries].astype(np.float32), source)
 
 
 def tune(
-    index: Artifact, config: TuningConfig, queries: Artifact | None, *, seed: int, label: str = "index"
+    index: Artifact, config: TuningConfig, queries: Queries | None, *, seed: int, label: str = "index"
 ) -> Tuning | None:
     """Measure an index on the running session, and choose how it is searched; None where it is flat, hence exact.
 
     Args:
         index: a version, or what is to become one (only its parts are looked at).
         config: target and budget.
-        queries: descriptors to search with; None: made from the gallery.
+        queries: what to search with; None: made from the gallery.
         seed: of the choice of queries.
         label: of the messages.
 
     Raises:
-        BadInputError: queries of other dimensions, or none.
+        BadInputError: queries of other dimensions.
     """
     shards = index.parts("shard-", ".faiss")
     dead = dead_rows(index)
@@ -110,12 +138,10 @@ def tune(
     if index.manifest.summary["factory"] == "Flat" or live <= 1:
         return None
     if queries is not None:
-        vectors_QD = read_all(queries)[1][: config.tuning_queries].astype(np.float32)
+        vectors_QD = queries.vectors
         own: list[str] = [""] * len(vectors_QD)
     else:
         vectors_QD, own = _made_up(rows_of, shards, config.tuning_queries, seed)
-    if not len(vectors_QD):
-        raise BadInputError(f"--queries {config.queries}: no descriptor in it")
     if vectors_QD.shape[1] != index.manifest.summary["dim"]:
         raise BadInputError(
             f"--queries {config.queries}: {vectors_QD.shape[1]} dimensions, the index has {index.manifest.summary['dim']}"

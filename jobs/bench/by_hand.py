@@ -5,7 +5,7 @@ Imports numpy and faiss only, so that another interpreter can run it as a file. 
 
   by_hand.py build VECTORS.npy OUT FACTORY TRAINING_ROWS SEED THREADS
   by_hand.py autofaiss FOLDER OUT MEMORY THREADS
-  by_hand.py open INDEX VECTORS.npy QUERIES.npy NPROBE REFINE
+  by_hand.py open INDEX VECTORS.npy QUERIES.npy NPROBE REFINE THREADS
 
 VECTORS.npy is float16 [N, D] of unit vectors, row i has id i.
 """
@@ -60,8 +60,8 @@ def autofaiss(folder: str, out: str, memory: str, threads: str) -> dict[str, Any
     return {"build_s": round(time.monotonic() - started, 2), "factory": infos.get("index_key")}
 
 
-def open_index(index_path: str, vectors: str, queries: str, nprobe: str, refine: str) -> dict[str, Any]:
-    """Open an index as `faiss.read_index` does: seconds to the first answer, and what stays resident."""
+def open_index(index_path: str, vectors: str, queries: str, nprobe: str, refine: str, threads: str) -> dict[str, Any]:
+    """Open an index as `faiss.read_index` does: seconds to the first answer, what stays resident, queries a second."""
     import faiss
 
     queries_QD = np.load(queries).astype(np.float32)
@@ -71,10 +71,13 @@ def open_index(index_path: str, vectors: str, queries: str, nprobe: str, refine:
     opened = time.monotonic()
     engine.search(queries_QD[:1], K, int(nprobe), int(refine))
     first = time.monotonic()
-    found = [
-        engine.search(queries_QD[at : at + 100], K, int(nprobe), int(refine)) for at in range(0, len(queries_QD), 100)
-    ]
+    faiss.omp_set_num_threads(int(threads))
+    found = [engine.search(batch, K, int(nprobe), int(refine)) for batch in batches(queries_QD)]
+    began = time.monotonic()
+    for batch in batches(queries_QD):
+        engine.search(batch, K, int(nprobe), int(refine))
     return {
+        "queries_per_s": round(len(queries_QD) / (time.monotonic() - began), 1),
         **kept(before, resident(), engine.index.ntotal),
         "open_s": round(opened - started, 4),
         "first_answer_s": round(first - started, 4),
@@ -108,6 +111,11 @@ class Stock:
         scores_QC[rows_QC < 0] = -np.inf
         order = np.argsort(-scores_QC, axis=1)[:, :k]
         return np.asarray(np.take_along_axis(rows_QC, order, 1))
+
+
+def batches(queries_QD: Matrix) -> list[Matrix]:
+    """Queries in batches of 100."""
+    return [queries_QD[at : at + 100] for at in range(0, len(queries_QD), 100)]
 
 
 def resident() -> tuple[int, int]:

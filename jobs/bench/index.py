@@ -50,7 +50,7 @@ class Config(SessionConfig):
     queries: int = Field(default=1000, ge=1)
     """Held-out queries, at most."""
     recall_target: float = Field(default=0.95, gt=0, le=1)
-    """Recall that the project's index tunes itself to (with queries made from the gallery, not the held-out ones)."""
+    """Recall that the project's index tunes itself to, with those held-out queries that are not measured with."""
     nprobe: int = Field(default=0, ge=0)
     """Cells visited; 0: what the project's index was tuned to."""
     refine: int = Field(default=0, ge=0)
@@ -73,8 +73,12 @@ class Bench:
         self.vectors, self.queries = folder / "vectors" / "vectors.npy", folder / "queries.npy"
         self.vectors.parent.mkdir()
         self.ids = gallery_file(descriptors, self.vectors)
-        queries_QD = held_out(descriptors, config.queries)
+        every_QD = held_out(descriptors)
+        queries_QD, rest_QD = every_QD[: config.queries], every_QD[config.queries :]
         np.save(self.queries, queries_QD)
+        self.tuning = folder / "tuning.npy" if len(rest_QD) else None
+        if self.tuning:
+            np.save(self.tuning, rest_QD)
         self.queries_QD = queries_QD.astype(np.float32)
         gallery_ND = np.load(self.vectors, mmap_mode="r")
         self.rows, self.dim = gallery_ND.shape
@@ -100,15 +104,19 @@ class Bench:
             "--ray-cpus": config.threads,
             "--object-store-mib": config.object_store_mib,
         }
-        words = [str(word) for pair in flags.items() for word in pair]
-        run = measured([sys.executable, "-m", "jobs", "index", *words], "manet index", RAY_ADDRESS="")
+        if self.tuning:
+            flags["--queries"] = self.tuning
+        given = [str(word) for pair in flags.items() for word in pair]
+        run = measured([sys.executable, "-m", "jobs", "index", *given], "manet index", RAY_ADDRESS="")
         searcher = open_searcher(open_index(str(out)), nprobe=config.nprobe, refine=config.refine)
         nprobe, refine = searcher.nprobe, searcher.refine
-        probe = [sys.executable, "-m", "jobs.bench.probing", str(out), str(self.queries), str(nprobe), str(refine)]
+        words = map(str, (out, self.queries, nprobe, refine, config.threads))
+        probe = [sys.executable, "-m", "jobs.bench.probing", *words]
         opened = measured(probe, "opening the project's index").result
         found = found_rows(searcher, self.queries_QD, self.ids)
         row = self._row("manet index", factory, run, opened, run.result["seconds"])
-        return {**row, "recall@7": recall(found, self.truth), "raw_recall@7": None}, nprobe, refine
+        row |= {"recall@7": recall(found, self.truth), "raw_recall@7": None, "raw_queries_per_s": None}
+        return row, nprobe, refine
 
     def stock(self, factory: str, nprobe: int, refine: int) -> dict[str, Any]:
         """Build with faiss by hand, open, search."""
@@ -135,10 +143,16 @@ class Bench:
     def _opened(self, name: str, factory: str, run: Measured, out: Path, nprobe: int, refine: int) -> dict[str, Any]:
         """Open a stock index twice: as it ranks by itself, and re-scored."""
         words = ["open", str(out), str(self.vectors), str(self.queries), str(nprobe)]
-        raw = self._by_hand(sys.executable, f"opening {name}", *words, "0").result
-        scored = self._by_hand(sys.executable, f"opening {name}", *words, str(refine)).result
+        threads = str(self.config.threads)
+        raw = self._by_hand(sys.executable, f"opening {name}", *words, "0", threads).result
+        scored = self._by_hand(sys.executable, f"opening {name}", *words, str(refine), threads).result
         row = self._row(name, factory, run, scored, run.result["build_s"])
-        return {**row, "recall@7": recall(scored["rows"], self.truth), "raw_recall@7": recall(raw["rows"], self.truth)}
+        return {
+            **row,
+            "recall@7": recall(scored["rows"], self.truth),
+            "raw_recall@7": recall(raw["rows"], self.truth),
+            "raw_queries_per_s": raw["queries_per_s"],
+        }
 
     def _by_hand(self, python: str, label: str, *words: str) -> Measured:
         threads = str(self.config.threads)
@@ -156,6 +170,7 @@ class Bench:
             "resident_bytes_per_vector": opened["resident_bytes_per_vector"],
             "anonymous_bytes_per_vector": opened["anonymous_bytes_per_vector"],
             "open_s": opened["open_s"],
+            "queries_per_s": opened["queries_per_s"],
         }
 
 
@@ -186,8 +201,8 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def ratios(project: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """How much more another builder needs than the project's job: above 1, the job is better (not for recall)."""
-    keys = ("seconds", "build_s", "peak_mib", "resident_bytes_per_vector", "recall@7")
+    """How much more another builder needs than the project's job: above 1, the job is better (not for recall and queries)."""
+    keys = ("seconds", "build_s", "peak_mib", "resident_bytes_per_vector", "recall@7", "queries_per_s")
     return {key: round(other[key] / project[key], 3) for key in keys if project.get(key)}
 
 

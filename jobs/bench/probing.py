@@ -1,6 +1,6 @@
 """Work measured in a process of its own: its seconds, its peak memory, what an opened index keeps resident.
 
-As a program (`python -m jobs.bench.probing INDEX QUERIES.npy NPROBE REFINE`) it opens an index of this project in a fresh
+As a program (`python -m jobs.bench.probing INDEX QUERIES.npy NPROBE REFINE THREADS`) it opens an index of this project in a fresh
 process, as `by_hand.py open` does a stock one.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import JobFailedError
-from jobs.bench.by_hand import K, kept, resident
+from jobs.bench.by_hand import K, batches, kept, resident
 
 _EVERY = 0.2  # seconds between two looks at the memory
 _MIB = 1 << 20
@@ -120,19 +120,23 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def opened(uri: str, queries: str, nprobe: str, refine: str) -> dict[str, Any]:
-    """Open an index of this project: seconds to the first answer, and what stays resident."""
+def opened(uri: str, queries: str, nprobe: str, refine: str, threads: str) -> dict[str, Any]:
+    """Open an index of this project: seconds to the first answer, what stays resident, queries a second."""
     from jobs.querying import open_index, open_searcher
 
     queries_QD = np.load(queries).astype(np.float32)
     before, started = resident(), time.monotonic()
-    searcher = open_searcher(open_index(uri), nprobe=int(nprobe), refine=int(refine), threads=1)
+    searcher = open_searcher(open_index(uri), nprobe=int(nprobe), refine=int(refine), threads=int(threads))
     ready = time.monotonic()
     searcher.search(queries_QD[:1], K)
     first = time.monotonic()
-    for at in range(0, len(queries_QD), 100):
-        searcher.search(queries_QD[at : at + 100], K)
+    for batch in batches(queries_QD):
+        searcher.search(batch, K)
+    began = time.monotonic()
+    for batch in batches(queries_QD):
+        searcher.search(batch, K)
     return {
+        "queries_per_s": round(len(queries_QD) / (time.monotonic() - began), 1),
         **kept(before, resident(), len(searcher)),
         "open_s": round(ready - started, 4),
         "first_answer_s": round(first - started, 4),

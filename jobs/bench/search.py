@@ -160,7 +160,7 @@ class Engines:
 def run(config: Config) -> dict[str, Any]:
     """Measure; returns the figures."""
     index, descriptors = open_index(config.index), open_artifact(config.descriptors, "descriptors")
-    queries_QD = held_out(descriptors, config.queries).astype(np.float32)
+    queries_QD = held_out(descriptors)[: config.queries].astype(np.float32)
     with tempfile.TemporaryDirectory(prefix="manet-bench-") as scratch:
         engines = Engines(config, index, descriptors, Path(scratch))
         truth = exact_search(engines.stock.vectors, queries_QD, K, block=16384)[1]
@@ -247,7 +247,7 @@ def _cold(engines: Engines, queries_QD: Matrix, nprobe: int, refine: int) -> dic
     """What a fresh process needs: to open, to the first answer, and to stay up."""
     file = engines.folder / "queries.npy"
     np.save(file, queries_QD)
-    last = [str(file), str(nprobe), str(refine)]
+    last = [str(file), str(nprobe), str(refine), "1"]
     files = [str(engines.merged), str(engines.vectors)]
     commands = {
         "manet": [sys.executable, "-m", "jobs.bench.probing", engines.index.uri, *last],

@@ -41,7 +41,7 @@ class Config(JobConfig):
     """Vectors of the gallery."""
     dim: int = Field(default=1280, ge=1)
     """Their dimensions."""
-    queries: int = Field(default=1000, ge=1)
+    queries: int = Field(default=2000, ge=1)
     """Held-out queries."""
     clusters: int = Field(default=0, ge=0)
     """Clusters; 0: one for each 32 vectors, as a shop has a few pictures of each kind."""
@@ -170,8 +170,8 @@ def row_name(row: int) -> str:
     return f"v{row:09d}"
 
 
-def held_out(descriptors: Artifact, most: int) -> Vectors:
-    """The queries of a descriptors artifact that `bench vectors` wrote, float16 [Q, D], at most `most`.
+def held_out(descriptors: Artifact) -> Vectors:
+    """The queries of a descriptors artifact that `bench vectors` wrote, float16 [Q, D].
 
     Raises:
         BadInputError: it has none.
@@ -183,4 +183,4 @@ def held_out(descriptors: Artifact, most: int) -> Vectors:
             "whose queries are not rows of the gallery"
         )
     queries: Vectors = np.load(io.BytesIO(descriptors.read(parts[0])))
-    return queries[:most]
+    return queries

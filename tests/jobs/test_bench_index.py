@@ -72,7 +72,7 @@ def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
 
 def test_queries_are_held_out_but_near(gallery: Path, tmp_path: Path) -> None:
     descriptors = open_artifact(str(gallery), "descriptors")
-    queries = vectors.held_out(descriptors, 1000).astype(np.float64)
+    queries = vectors.held_out(descriptors).astype(np.float64)
     gallery_file(descriptors, tmp_path / "all.npy")
     rows = np.load(tmp_path / "all.npy").astype(np.float64)
     nearest = (queries @ rows.T).max(1)
@@ -84,7 +84,7 @@ def test_queries_are_held_out_but_near(gallery: Path, tmp_path: Path) -> None:
 def test_one_cell_is_not_enough(built: Path, gallery: Path, tmp_path: Path) -> None:
     """The vectors are hard: at nprobe 1 recall is clearly below 1, and it comes with more cells."""
     descriptors = open_artifact(str(gallery), "descriptors")
-    queries = vectors.held_out(descriptors, 60).astype(np.float32)
+    queries = vectors.held_out(descriptors).astype(np.float32)
     ids = gallery_file(descriptors, tmp_path / "all.npy")
     truth = exact_search(np.load(tmp_path / "all.npy"), queries, 7)[1]
     found = {}
@@ -99,7 +99,7 @@ def test_descriptors_without_queries_are_refused(built: Path, tmp_path: Path) ->
     from tests.jobs.test_living import describe, vectors_of
 
     with pytest.raises(BadInputError, match="bench vectors"):
-        vectors.held_out(open_artifact(describe(tmp_path / "d", ["a", "b"], vectors_of(2, 0)), "descriptors"), 5)
+        vectors.held_out(open_artifact(describe(tmp_path / "d", ["a", "b"], vectors_of(2, 0)), "descriptors"))
     other = vectors.Config(rows=300, dim=DIM, queries=5, out=str(tmp_path / "other"))
     vectors.run(other)
     with pytest.raises(BadInputError, match="is not version 1 of an index that was built from"):
