@@ -43,7 +43,7 @@ class Config(JobConfig):
     neighbours: int = Field(default=16, ge=1, le=1000)
     """Neighbours looked at for each picture."""
     nprobe: int = Field(default=0, ge=0)
-    """Cells visited; 0: derived from their number."""
+    """Cells visited; 0: what the index was tuned to."""
 
 
 def run(config: Config) -> dict[str, Any]:

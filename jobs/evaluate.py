@@ -20,9 +20,8 @@ from jobs.config import how
 from jobs.inputs import Table, open_table
 from jobs.make import make
 from jobs.parquet import parquet_bytes
-from jobs.querying import QueriesConfig, describe_queries, open_newest_searcher, query_spec, read_all, relevant_ids
+from jobs.querying import QueriesConfig, describe_queries, open_index, open_searcher, query_spec, read_all, relevant_ids
 from manet.metrics import drop_self, retrieval_metrics
-from manet.search import Searcher
 
 RANKINGS = pa.schema([("query_id", pa.string()), ("ranked", pa.list_(pa.string()))])
 
@@ -39,25 +38,24 @@ class Config(QueriesConfig):
     k: int = Field(default=7, ge=1, le=1000)
     """Answers for each query."""
     nprobe: int = Field(default=0, ge=0)
-    """Cells visited; 0: derived from their number."""
+    """Cells visited; 0: what the index was tuned to."""
     refine: int = Field(default=0, ge=0)
-    """Candidates re-scored with the stored vectors; 0: the default depth."""
+    """Candidates re-scored with the stored vectors; 0: what the index was tuned to."""
     threads: int = how(0, ge=0)
     """Threads of the search; 0: one per CPU."""
 
 
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
-    threads = config.threads or available_cpus()
-    index, searcher = open_newest_searcher(config.index, nprobe=config.nprobe, refine=config.refine, threads=threads)
+    index = open_index(config.index)
     queries = open_table(config.queries, "queries", "--queries")
     inputs = {"index": index.as_input(), "queries": queries.source}
-    return make(config, "evaluation", inputs, partial(_build, config, index, searcher, queries))
+    return make(config, "evaluation", inputs, partial(_build, config, index, queries))
 
 
-def _build(
-    config: Config, index: Artifact, searcher: Searcher, queries: Table, writer: ArtifactWriter
-) -> tuple[list[str], dict[str, Any]]:
+def _build(config: Config, index: Artifact, queries: Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+    threads = config.threads or available_cpus()
+    searcher = open_searcher(index, nprobe=config.nprobe, refine=config.refine, threads=threads)
     spec = query_spec(index)
     described = describe_queries(config, spec, queries)
     ids, vectors = read_all(described)

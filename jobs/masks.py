@@ -94,16 +94,14 @@ def _prepared(uris: list[str]) -> list[Picture | PictureError]:
     """The pictures at MASK_SIZE, decoded in a process of their own: after this, training decodes them in its own."""
     with ThreadPoolExecutor(FETCHES) as pool:
         found: list[bytes | PictureError] = list(pool.map(fetch_picture, uris))
-    readable = [data for data in found if isinstance(data, bytes)]
+    readable = [place for place, data in enumerate(found) if isinstance(data, bytes)]
     frames = np.empty((len(readable), MASK_SIZE, MASK_SIZE, 3), np.uint8)
     decoder = Decoder(PictureConfig(size=MASK_SIZE), PICTURE_SECONDS)
     try:
-        faults = iter(decoder.decode(readable, frames))
+        faults = decoder.decode([data for data in found if isinstance(data, bytes)], frames)
     finally:
         decoder.close()
-    pictures = iter(frames)
-    return [data if isinstance(data, PictureError) else _either(next(pictures), next(faults)) for data in found]
-
-
-def _either(picture: Picture, fault: PictureError | None) -> Picture | PictureError:
-    return picture if fault is None else fault
+    pictures: list[Any] = list(found)
+    for place, frame, fault in zip(readable, frames, faults, strict=True):
+        pictures[place] = fault or frame
+    return pictures

@@ -159,6 +159,7 @@ class Bench:
         return measured([python, str(Path(by_hand.__file__)), *words], label, OMP_NUM_THREADS=threads)
 
     def _row(self, name: str, factory: str, run: Measured, opened: dict[str, Any], build_s: float) -> dict[str, Any]:
+        say(f"bench: {name}: {factory} built in {build_s} s, at most {run.peak_own_mib} MiB")
         return {
             "builder": name,
             "factory": factory,
@@ -182,6 +183,9 @@ def run(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="manet-bench-") as scratch:
         bench = Bench(config, descriptors, Path(scratch))
         own, other = bench.factories()
+        if config.autofaiss_python:  # before an hour is spent on the others
+            check = [config.autofaiss_python, "-c", "import autofaiss, faiss; print('{}')"]
+            measured(check, f"--autofaiss-python {config.autofaiss_python}")
         project, nprobe, refine = bench.project(descriptors.uri, own)
         table = [project, bench.stock(other, nprobe, refine)]
         if config.autofaiss_python:
