@@ -29,7 +29,7 @@ from jobs.querying import relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.exact import exact_search
 from manet.metrics import drop_self, paired_interval, retrieval_metrics
-from manet.pooling import DescriptorName
+from manet.names import DescriptorName
 from manet.tables import descriptors_to_numpy
 
 DESCRIPTORS: tuple[DescriptorName, ...] = (

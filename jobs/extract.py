@@ -20,7 +20,7 @@ from jobs.inputs import Table, open_model, open_table
 from jobs.make import make
 from jobs.planning import cut
 from jobs.streaming import DescribeConfig, describe_into, plan_line, unit_names
-from manet.pooling import DescriptorName
+from manet.names import DescriptorName
 
 
 class Config(JobConfig, DescribeConfig):

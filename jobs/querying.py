@@ -14,8 +14,7 @@ from jobs.inputs import Table, cache_folder, open_model
 from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.streaming import DescribeConfig, describe_into, unit_names
-from manet.describe import Precision
-from manet.pooling import DescriptorName
+from manet.names import DescriptorName, Precision
 from manet.search import Searcher
 from manet.shards import ShardFiles
 from manet.tables import descriptors_to_numpy

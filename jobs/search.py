@@ -44,7 +44,7 @@ from jobs.querying import (
 )
 from jobs.streaming import picture_config
 from manet.errors import PictureError
-from manet.pooling import DEAD
+from manet.names import DEAD
 from manet.search import Searcher
 
 ANSWERS = pa.schema([("query_id", pa.string()), ("ranked", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])

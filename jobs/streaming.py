@@ -30,7 +30,7 @@ from jobs.pictures import check_rejects
 from jobs.planning import Ask, Node, Plan, Unit, cut, fit
 from jobs.workers import COUNTED, Describe, Fetch
 from manet.images import PictureConfig
-from manet.pooling import DescriptorName
+from manet.names import DescriptorName
 
 if TYPE_CHECKING:
     pass

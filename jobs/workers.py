@@ -29,7 +29,7 @@ from jobs.pictures import reject_row
 from jobs.planning import Unit
 from manet.errors import ManetError
 from manet.images import PictureConfig
-from manet.pooling import DEAD, DescriptorName
+from manet.names import DEAD, DescriptorName
 from manet.tables import REJECTS, descriptor_column
 
 if TYPE_CHECKING:

@@ -5,16 +5,16 @@ Shape letters: N pictures, D descriptor length.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from manet.errors import InputError
+from manet.names import DescriptorName, PoolingName, Precision
 from manet.network import MANet, Maps
-from manet.pooling import DescriptorName, PoolingName, dead_rows, pool
+from manet.pooling import dead_rows, pool
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

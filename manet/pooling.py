@@ -5,41 +5,14 @@ of unit length. Source: METHOD.md "SR-MAC" and "The systems that the letter comp
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manet.errors import PictureError, Reason
+from manet.names import DEAD, PoolingName
 from manet.regions import Regions, rmac_regions
 
-PoolingName = Literal[
-    "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed"
-]
-DescriptorName = Literal[
-    "mac",
-    "spoc",
-    "gem",
-    "crow",
-    "r-mac",
-    "r-mac-global",
-    "ra-mac",
-    "grmac",
-    "sr-mac",
-    "sr-mac-as-printed",
-    "mac@backbone",
-    "spoc@backbone",
-    "gem@backbone",
-    "crow@backbone",
-    "r-mac@backbone",
-    "r-mac-global@backbone",
-    "ra-mac@backbone",
-    "grmac@backbone",
-    "sr-mac@backbone",
-]
-"""A pooling of X~; with `@backbone`, of the backbone's own F, before attention."""
-DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
 GEM_P = 3.0
 GRMAC_P = 3.0
 RA_MAC_LEAST = 1 / 3  # a region whose active share is not above this does not count

@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -162,3 +164,12 @@ def test_files_stay_readable() -> None:
             assert len(text.splitlines()) < 650, path
             if "rendered" not in path.parts:
                 assert text.isascii(), path
+
+
+def test_workers_that_need_no_network_load_no_torch() -> None:
+    """It costs each process 400 MB and seconds."""
+    light = [f"jobs.{name}" for name in ("cli", "index", "dedup", "search", "status", "ingest", "render", "fewshot")]
+    code = (
+        f"import sys, importlib; [importlib.import_module(name) for name in {light}]; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -33,7 +33,7 @@ from jobs.streaming import DescribeConfig, picture_config, stream
 from jobs.workers import Describe, make_loader
 from manet.errors import PictureError
 from manet.images import PictureConfig
-from manet.pooling import DescriptorName
+from manet.names import DescriptorName
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from jobs.pictures import load_picture
 from jobs.planning import cut
 from jobs.streaming import DescribeConfig, picture_config
 from jobs.workers import Describe, Fetch
-from manet.pooling import DescriptorName
+from manet.names import DescriptorName
 from manet.tables import CATALOG, descriptors_to_numpy
 
 COUNT, PART = 11, 6

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from manet.errors import PictureError, Reason
-from manet.pooling import PoolingName, dead_rows, gem, pool, r_mac, sr_mac
+from manet.names import PoolingName
+from manet.pooling import dead_rows, gem, pool, r_mac, sr_mac
 from tests.manet.test_regions import reference_boxes
 
 NAMES: tuple[PoolingName, ...] = (
