@@ -249,14 +249,21 @@ def _train(
     rows = sum(part.rows for part in parts)
     wanted = min(rows, training_rows(factory, rows))
     chosen = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
-    sample, first = [], 0
+    sample_ND: Vectors | None = None
+    first = filled = 0
     for part in parts:
         here = chosen[(chosen >= first) & (chosen < first + part.rows)] - first
         if here.size:
             vectors = rows_of(part)[1]
-            sample.append(np.array(vectors[here[here < len(vectors)]]))
+            if sample_ND is None:  # filled in place: a second copy is what would need the most memory of a build
+                sample_ND = np.empty((wanted, vectors.shape[1]), np.float16)
+            taken = vectors[here[here < len(vectors)]]
+            sample_ND[filled : filled + len(taken)] = taken
+            filled += len(taken)
         first += part.rows
-    trained = train(np.concatenate(sample), factory, seed=seed, threads=threads, gpus=gpus)
+    if sample_ND is None or not filled:
+        raise IntegrityError(f"{store.uri('')}: no row to train on")
+    trained = train(sample_ND[:filled], factory, seed=seed, threads=threads, gpus=gpus)
     return put_unit(store, unit, {f"{unit}.faiss": Blob(data=trained), **extra})
 
 
