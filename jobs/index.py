@@ -21,7 +21,6 @@ Later changes write the next version of the index, whole or not at all; readers 
   manet index prune --index s3://shop/index --keep 2
 """
 
-import json
 from functools import partial
 from typing import Any, ClassVar
 
@@ -36,7 +35,7 @@ from jobs.config import JobConfig, how
 from jobs.make import make
 from jobs.querying import QuerySpec, read_descriptors
 from jobs.sharding import DescriptorRows, build_shards, cut_shards, shard_summary, trained_quantizer
-from jobs.tuning import Queries, TuningConfig, check_tuned, open_queries, plots, tune
+from jobs.tuning import Queries, TuningConfig, check_tuned, open_queries, tune, tuning_files
 
 TRAINED, REPORT = "trained", "report"  # names of the units beside the shards
 
@@ -74,16 +73,21 @@ def run(config: Config) -> dict[str, Any]:
     if config.memory_per_vector and config.factory != "auto":
         raise BadInputError("--memory-per-vector chooses the code for --factory auto; a factory of yours has its own")
     descriptors = open_artifact(config.descriptors, "descriptors")
-    query_blobs(descriptors)  # what cannot be searched is refused before the folder is claimed
+    spec = query_blobs(descriptors)  # what cannot be searched is refused before the folder is claimed
     inputs = {"descriptors": descriptors.as_input()}
     queries = open_queries(config)
     if queries is not None:
         inputs["queries"] = queries.source
+        parts = [part for part in descriptors.parts("part-") if part.rows]
+        if parts:
+            queries.check(
+                read_descriptors(descriptors, parts[0])[1].shape[1], QuerySpec.of(descriptors) if spec else None
+            )
     groups = open_artifact(config.dedup, "groups") if config.dedup else None
     if groups is not None:
         inputs["dedup"] = groups.as_input()
     summary = make(config, "index", inputs, partial(_build, config, descriptors, groups, queries))
-    check_tuned(summary, config, summary["out"])
+    check_tuned(summary)
     return summary
 
 
@@ -130,8 +134,7 @@ def _build(
         }
         index = writer.draft([*trained.parts, *(part for receipt in receipts for part in receipt.parts)], summary)
         tuning = tune(index, config, queries, seed=config.seed)
-    report = {**summary, **({"tuning": tuning.report()} if tuning else {"recall@7": 1.0})}
-    put_unit(writer.store, REPORT, {"report.json": Blob(data=json.dumps(report, indent=1).encode()), **plots(tuning)})
+    put_unit(writer.store, REPORT, tuning_files(tuning, summary))
     summary |= tuning.summary() if tuning else {"recall@7": 1.0}
     return [TRAINED, *(shard.name for shard in shards), REPORT], summary
 

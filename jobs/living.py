@@ -36,7 +36,7 @@ from jobs.sharding import (
     shard_summary,
     trained_quantizer,
 )
-from jobs.tuning import TuningConfig, check_tuned, open_queries, plots
+from jobs.tuning import MEASURED, Tuning, TuningConfig, check_tuned, open_queries, tuning_files
 from jobs.tuning import tune as measure
 
 TOMBSTONES = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
@@ -120,7 +120,12 @@ def add(config: AddConfig) -> dict[str, Any]:
     made: dict[str, str] = {}  # trained quantizer -> prefix of the shards that were filled for it
 
     def change(base: Artifact) -> Change | None:
-        if any(given.sha256 == new.sha256 for given in base.manifest.inputs.values()):
+        added = {
+            name: given
+            for name, given in base.manifest.inputs.items()
+            if name.split("-")[0] in ("descriptors", "added")
+        }
+        if any(given.sha256 == new.sha256 for given in added.values()):
             return None
         present = _rows_of_ids(base, ids)
         if len(present) and not config.replace:
@@ -132,7 +137,7 @@ def add(config: AddConfig) -> dict[str, Any]:
         prefix = made.setdefault(trained.sha256, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows))
         shards = cut_shards(parts, config.shard_rows, prefix)
         receipts = build_shards(base.store, trained, base.manifest.summary["dim"], source, shards, "index add")
-        added = [part for receipt in receipts for part in receipt.parts]
+        filled = [part for receipt in receipts for part in receipt.parts]
         stones = _with_tombstones(base, present, prefix) if len(present) else base.parts("tombstones")
         others = [part for part in base.manifest.parts if not part.name.startswith("tombstones")]
         errors = _errors(base) | {receipt.unit: receipt.counts["quantization_error"] for receipt in receipts}
@@ -143,7 +148,8 @@ def add(config: AddConfig) -> dict[str, Any]:
             "errors": errors,
             "action": f"add {len(ids)}",
         }
-        return _change(base, [*others, *added, *stones], config, summary, new.as_input())
+        given = {f"added-{base.manifest.number + 1:05d}": new.as_input()}
+        return _change(base, [*others, *filled, *stones], config, summary, given)
 
     return _apply(config, change)
 
@@ -211,10 +217,15 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         }
         if retrain:
             summary["quantization_error"] = shard_summary(receipts)["quantization_error"]
-            summary |= _tuned_again(base, parts, config.seed)
+        tuning = _tuned_again(base, parts, config.seed)
+        if tuning is not None:
+            summary |= tuning.summary()
+            parts = _retold(base, parts, tuning)
         return _change(base, parts, config, summary)
 
-    return _apply(config, change)
+    said = _apply(config, change)
+    check_tuned(said)
+    return said
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
@@ -223,19 +234,14 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
     def change(base: Artifact) -> Change | None:
         tuning = measure(base, config, queries, seed=config.seed)
-        if tuning is None:
+        if tuning is None or _known(base, tuning):
             return None
-        unit = _prefix("report", base, json.dumps(tuning.report()))
-        report = {**base.manifest.summary, "tuning": tuning.report()}
-        blobs = {f"{unit}.json": Blob(data=json.dumps(report, indent=1).encode())}
-        blobs |= {f"{unit}.png": blob for blob in plots(tuning).values()}
-        others = [part for part in base.manifest.parts if part.name.split(".")[0] not in {"report", "recall"}]
-        others = [part for part in others if not part.name.startswith("report-")]
-        summary = {**tuning.summary(), "action": f"tune to {config.recall_target}"}
-        return _change(base, [*others, *put_unit(base.store, unit, blobs).parts], config, summary)
+        summary = {**tuning.summary(), "action": f"tune to {config.recall_target:g}"}
+        given = {"queries": queries.source} if queries else {}
+        return _change(base, _retold(base, list(base.manifest.parts), tuning), config, summary, given)
 
     said = _apply(config, change)
-    check_tuned(said, config, said["out"])
+    check_tuned(said)
     return said
 
 
@@ -292,14 +298,21 @@ def _said(index: Artifact) -> dict[str, Any]:
 
 
 def _change(
-    base: Artifact, parts: list[Part], config: IndexConfig, summary: Mapping[str, Any], new: Input | None = None
+    base: Artifact,
+    parts: list[Part],
+    config: IndexConfig,
+    summary: Mapping[str, Any],
+    new: Mapping[str, Input] | None = None,
 ) -> Change:
-    inputs = dict(base.manifest.inputs) | {"parent": base.as_input()}
-    if new is not None:
-        inputs[f"added-{base.manifest.number + 1:05d}"] = new
+    """The next version; what was measured of the last one is left out, unless `summary` measured it again."""
     fields: dict[str, Any] = json.loads(config.model_dump_json())
+    kept = {name: value for name, value in base.manifest.summary.items() if name not in MEASURED}
     return Change(
-        parts=tuple(parts), config=fields, inputs=inputs, summary={**base.manifest.summary, **summary}, code=code()
+        parts=tuple(parts),
+        config=fields,
+        inputs={**base.manifest.inputs, "parent": base.as_input(), **(new or {})},
+        summary={**kept, **summary},
+        code=code(),
     )
 
 
@@ -388,12 +401,29 @@ def _retrain(base: Artifact, rows_of: ShardRows, parts: list[Part], config: Comp
     return receipt.parts[0]
 
 
-def _tuned_again(base: Artifact, parts: list[Part], seed: int) -> dict[str, Any]:
-    """How the retrained index is to be searched: to the target that it was built for."""
+def _tuned_again(base: Artifact, parts: list[Part], seed: int) -> Tuning | None:
+    """How the rewritten index is to be searched: to the target and the budget that it was tuned to; None if it never was."""
+    known = base.manifest.summary
+    if "recall_target" not in known:
+        return None
     draft = replace(base, manifest=base.manifest.model_copy(update={"parts": tuple(parts)}), sha256="")
-    target = base.manifest.summary.get("recall_target", TuningConfig().recall_target)
-    tuning = measure(draft, TuningConfig(recall_target=target), None, seed=seed, label="index compact")
-    return tuning.summary() if tuning else {}
+    config = TuningConfig(recall_target=known["recall_target"], latency_ms=known["latency_ms"])
+    return measure(draft, config, None, seed=seed, label="index compact")
+
+
+def _retold(base: Artifact, parts: list[Part], tuning: Tuning) -> list[Part]:
+    """The parts with this tuning's report and plot in the place of the earlier ones."""
+    unit = _prefix("report", base, json.dumps(tuning.report()))
+    blobs = tuning_files(tuning, base.manifest.summary, f"-{unit.partition('-')[2]}")
+    others = [part for part in parts if part.name.split(".")[0].split("-")[0] not in {"report", "recall"}]
+    return [*others, *put_unit(base.store, unit, blobs).parts]
+
+
+def _known(base: Artifact, tuning: Tuning) -> bool:
+    """Whether the version says all of this already."""
+    return all(
+        base.manifest.summary.get(name) == value for name, value in tuning.summary().items() if name != "query_ms"
+    )
 
 
 COMMANDS: dict[str, Any] = {

@@ -15,7 +15,7 @@ from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.names import DescriptorName, Precision
-from manet.search import Searcher
+from manet.search import EXACT_BELOW, Searcher
 from manet.shards import ShardFiles
 from manet.tables import descriptors_to_numpy
 
@@ -138,7 +138,13 @@ def open_index(uri: str, version: int = 0) -> Artifact:
 
 
 def open_searcher(
-    index: Artifact, *, nprobe: int = 0, refine: int = 0, threads: int = 1, folded: bool = True
+    index: Artifact,
+    *,
+    nprobe: int = 0,
+    refine: int = 0,
+    threads: int = 1,
+    folded: bool = True,
+    exact_below: int = EXACT_BELOW,
 ) -> Searcher:
     """A searcher over all shards of an index: every file is held against the manifest before it is parsed.
 
@@ -146,7 +152,7 @@ def open_searcher(
         index: the version to open.
         nprobe, refine: as `Searcher`; 0: what the index was tuned to.
         threads: how many search side by side.
-        folded: of a group of near-duplicates only the best answers.
+        folded, exact_below: as `Searcher`.
 
     Raises:
         IntegrityError: a file differs from the manifest; it is named.
@@ -169,7 +175,7 @@ def open_searcher(
     ]
     tuned = index.manifest.summary
     nprobe, refine = nprobe or tuned.get("nprobe", 0), refine or tuned.get("refine", 0)
-    return Searcher(shards, nprobe=nprobe, refine=refine, threads=threads, folded=folded)
+    return Searcher(shards, nprobe=nprobe, refine=refine, threads=threads, folded=folded, exact_below=exact_below)
 
 
 def open_newest_searcher(uri: str, *, nprobe: int = 0, refine: int = 0, threads: int = 1) -> tuple[Artifact, Searcher]:

@@ -6,6 +6,7 @@ the settings with the searcher that everything else uses.
 
 import hashlib
 import io
+import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -22,15 +23,17 @@ from cluster.errors import BadInputError, JobFailedError, ObjectMissingError
 from cluster.storage import read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
-from jobs.querying import dead_rows, open_searcher, read_all
+from jobs.querying import QuerySpec, dead_rows, open_searcher, query_spec, read_all
 from jobs.sharding import ShardRows
 from manet.exact import exact_search
 from manet.metrics import bootstrap_interval
-from manet.search import Searcher
-from manet.tuning import Setting, choose, found_share, mixed, walk
+from manet.search import DEFAULT_REFINE, USUAL_ANSWERS, Searcher
+from manet.tuning import DEPTHS, Setting, choose, found_share, mixed, walk
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
-K = 7  # answers that a shop shows
+K = USUAL_ANSWERS
+TUNED = ("nprobe", "refine", "recall@7", "query_ms", "recall_target", "latency_ms")  # what a manifest says of it
+MEASURED = ("recall@7", "query_ms")  # those that a change of the rows makes untrue
 _BLOCK = 8192  # rows compared at once
 _ALONE = 64  # queries that are timed alone
 _BATCH = 100
@@ -43,8 +46,9 @@ class TuningConfig(BaseModel):
     """Share of the 7 true neighbours (exact search of the same vectors) that must be found: sets nprobe and refine."""
     latency_ms: float = Field(default=0.0, ge=0)
     """Most milliseconds of one query on one thread; 0: whatever the target needs."""
-    tuning_queries: int = Field(default=500, ge=1)
-    """Queries that recall is measured with: rows of the gallery, each mixed with another one and then not counted itself."""
+    tuning_queries: int = Field(default=500, ge=1, le=10_000)
+    """Queries that recall is measured with: rows of the gallery, each mixed with another one and then not counted itself; of
+    --queries as many, drawn from all."""
     queries: str = ""
     """What to search with instead: a descriptors artifact (`search --queries` and `evaluate` write one), or a .npy [Q, D]."""
 
@@ -58,6 +62,7 @@ class Tuning:
     interval: tuple[float, float]
     queries: int
     target: float
+    latency_ms: float
 
     def summary(self) -> dict[str, Any]:
         """What the manifest says: `open_searcher` takes nprobe and refine from here."""
@@ -67,10 +72,11 @@ class Tuning:
             "recall@7": round(self.chosen.recall, 6),
             "query_ms": self.chosen.ms,
             "recall_target": self.target,
+            "latency_ms": self.latency_ms,
         }
 
     def report(self) -> dict[str, Any]:
-        """What was seen, without times: the same for the same index."""
+        """What was seen, without times: the same for the same index (with --latency-ms, on an equally quick machine)."""
         rows = [{name: value for name, value in asdict(each).items() if name != "ms"} for each in self.seen]
         low, high = self.interval
         return {
@@ -87,14 +93,33 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Queries:
-    """Vectors to search with, float32 [Q, D], and where they came from."""
+    """Vectors to search with, float32 [Q, D] of unit length, where they came from, and what described them if that is known."""
 
     vectors: Matrix
     source: Input
+    spec: QuerySpec | None
+
+    def check(self, dim: int, spec: QuerySpec | None) -> None:
+        """Refuse queries that an index of `dim` dimensions, whose gallery was described by `spec`, never gets.
+
+        Raises:
+            BadInputError: other dimensions, or another model, descriptor or size.
+        """
+        where = f"--queries {self.source.uri}"
+        if self.vectors.shape[1] != dim:
+            raise BadInputError(f"{where}: {self.vectors.shape[1]} dimensions, the index has {dim}")
+        if self.spec is None or spec is None:
+            return
+        pairs = [
+            (name, getattr(self.spec, name), getattr(spec, name)) for name in ("descriptor", "size", "precision")
+        ] + [("model", self.spec.model.sha256[:12], spec.model.sha256[:12])]
+        for name, own, wanted in pairs:
+            if own != wanted:
+                raise BadInputError(f"{where} was described with {name} {own}, the gallery with {wanted}")
 
 
 def open_queries(config: TuningConfig) -> Queries | None:
-    """The queries, where they were given.
+    """The queries, where they were given: at most `tuning_queries` of them, drawn from all.
 
     Raises:
         BadInputError: no such file, or none of vectors.
@@ -102,18 +127,23 @@ def open_queries(config: TuningConfig) -> Queries | None:
     uri = config.queries
     if not uri:
         return None
-    if not uri.endswith(".npy"):
-        artifact = open_artifact(uri, "descriptors")
-        vectors, source = read_all(artifact)[1] if artifact.parts("part-") else np.empty((0, 0)), artifact.as_input()
-    else:
-        try:
+    spec = None
+    try:
+        if uri.endswith(".npy"):
             data = read_uri(uri)
             vectors, source = np.load(io.BytesIO(data)), Input(uri=uri, sha256=hashlib.sha256(data).hexdigest())
-        except (ObjectMissingError, ValueError, EOFError) as error:
-            raise BadInputError(f"--queries {uri}: no such .npy file, or none of numbers ({error})") from None
-    if vectors.ndim != 2 or not len(vectors):
-        raise BadInputError(f"--queries {uri}: it holds no vectors [Q, D]")
-    return Queries(vectors[: config.tuning_queries].astype(np.float32), source)
+        else:
+            artifact = open_artifact(uri, "descriptors")
+            spec = QuerySpec.of(artifact) if "model" in artifact.manifest.inputs else None
+            vectors, source = read_all(artifact)[1], artifact.as_input()
+        drawn = np.random.default_rng(0).permutation(len(vectors))[: config.tuning_queries]
+        chosen = vectors[np.sort(drawn)].astype(np.float32)
+        lengths = np.linalg.norm(chosen, axis=1, keepdims=True)
+    except (ObjectMissingError, ValueError, TypeError, IndexError, EOFError, AttributeError) as error:
+        raise BadInputError(f"--queries {uri}: no table of vectors [Q, D] in it ({error})") from None
+    if chosen.ndim != 2 or not len(chosen) or not (np.isfinite(lengths).all() and (lengths > 0).all()):
+        raise BadInputError(f"--queries {uri}: it needs vectors [Q, D], finite and not zero")
+    return Queries(chosen / lengths, source, spec)
 
 
 def tune(
@@ -129,7 +159,7 @@ def tune(
         label: of the messages.
 
     Raises:
-        BadInputError: queries of other dimensions.
+        BadInputError: queries that this index never gets.
     """
     shards = index.parts("shard-", ".faiss")
     dead = dead_rows(index)
@@ -137,19 +167,18 @@ def tune(
     live = sum(part.rows for part in shards) - sum(map(len, dead.values()))
     if index.manifest.summary["factory"] == "Flat" or live <= 1:
         return None
+    counts = [part.rows - len(dead.get(part.name.removesuffix(".faiss"), ())) for part in shards]
     if queries is not None:
+        queries.check(index.manifest.summary["dim"], query_spec(index) if index.parts("query.json") else None)
         vectors_QD = queries.vectors
         own: list[str] = [""] * len(vectors_QD)
     else:
-        vectors_QD, own = _made_up(rows_of, shards, config.tuning_queries, seed)
-    if vectors_QD.shape[1] != index.manifest.summary["dim"]:
-        raise BadInputError(
-            f"--queries {config.queries}: {vectors_QD.shape[1]} dimensions, the index has {index.manifest.summary['dim']}"
-        )
+        vectors_QD, own = _made_up(rows_of, list(zip(shards, counts, strict=True)), config.tuning_queries, seed)
     say(f"{label}: exact answers of {len(vectors_QD)} queries")
     k = min(K, live - 1)
     last_Q = _last_true(rows_of, shards, vectors_QD, own, k)
-    work = partial(_walk, index, vectors_QD, own, last_Q, k)
+    depths = tuple(depth for depth in DEPTHS if depth >= DEFAULT_REFINE or "dedup" not in index.manifest.inputs)
+    work = partial(_walk, index, (vectors_QD, own, last_Q), k, depths)
     seen, shares = next(iter(run_tasks(work, [config.recall_target])))
     chosen = choose(seen, config.recall_target, config.latency_ms)
     for each in seen:
@@ -159,38 +188,50 @@ def tune(
             f"{each.bytes / 1e3:9.0f} kB {each.ms:7.2f} ms a query{mark}"
         )
     low, high = bootstrap_interval(shares[(chosen.nprobe, chosen.refine)])
-    return Tuning(chosen, seen, (low, high), len(vectors_QD), config.recall_target)
+    return Tuning(chosen, seen, (low, high), len(vectors_QD), config.recall_target, config.latency_ms)
 
 
-def check_tuned(summary: Mapping[str, Any], config: TuningConfig, uri: str) -> None:
-    """Fail, after all is saved, where the budget did not allow the target.
+def check_tuned(summary: Mapping[str, Any]) -> None:
+    """Fail, after all is saved, where the budget did not allow the target that the version was tuned to.
 
     Raises:
         JobFailedError: what was reached, and what to change.
     """
-    reached, ms = summary.get("recall@7", 1.0), summary.get("query_ms", 0.0)
-    if config.latency_ms and ms > config.latency_ms:
+    uri = summary["out"]
+    reached, target = summary.get("recall@7"), summary.get("recall_target", 0.0)
+    ms, budget = summary.get("query_ms", 0.0), summary.get("latency_ms", 0.0)
+    again = f"accept it with `manet index tune --index {uri}"
+    if budget and ms > budget:
         raise JobFailedError(
-            f"{uri} is written, but a query takes {ms} ms, --latency-ms is {config.latency_ms}: give fewer bytes a vector"
+            f"{uri} is written, but a query takes {ms} ms, --latency-ms is {budget:g}: build with a lower "
+            f"--memory-per-vector into another --out, or {again} --latency-ms {ms + 1:.0f}`"
         )
-    if reached < config.recall_target:
+    if reached is not None and reached < target:
         raise JobFailedError(
             f"{uri} is written, but recall@7 is {reached:.4f} (nprobe {summary['nprobe']}, refine {summary['refine']}), "
-            f"--recall-target is {config.recall_target}: give more --memory-per-vector (or --latency-ms), or a lower target"
+            f"--recall-target is {target:g}: build with a higher --memory-per-vector into another --out, or "
+            f"{again} --recall-target {int(reached * 100) / 100}`"
         )
 
 
-def _made_up(rows_of: ShardRows, shards: list[Part], count: int, seed: int) -> tuple[Matrix, list[str]]:
-    """Queries float32 [Q, D] from rows drawn uniformly over all shards, and the row that each must not find."""
+def tuning_files(tuning: Tuning | None, summary: Mapping[str, Any], suffix: str = "") -> dict[str, Blob]:
+    """`report.json` and, for an index that is not exact, `recall.png`: what was built and what was measured."""
+    built = {name: value for name, value in summary.items() if name not in TUNED}
+    report = {**built, **({"tuning": tuning.report()} if tuning else {"recall@7": 1.0})}
+    blobs = {f"report{suffix}.json": Blob(data=json.dumps(report, indent=1).encode())}
+    return blobs | ({f"recall{suffix}.png": Blob(data=recall_png(tuning))} if tuning else {})
+
+
+def _made_up(rows_of: ShardRows, shards: list[tuple[Part, int]], count: int, seed: int) -> tuple[Matrix, list[str]]:
+    """Queries float32 [Q, D] from live rows drawn uniformly over all shards, and the row that each must not find."""
     rng = np.random.default_rng([seed, 7])
-    rows = sum(part.rows for part in shards)
-    wanted = min(rows, 3 * count)  # some may be deleted
-    drawn = rng.permutation(rng.choice(rows, wanted, replace=False))
+    live = sum(rows for _, rows in shards)
+    drawn = rng.permutation(rng.choice(live, min(live, 2 * count), replace=False))
     first, asked = 0, []
-    for part in shards:
-        here = np.flatnonzero((drawn >= first) & (drawn < first + part.rows))
+    for part, rows in shards:
+        here = np.flatnonzero((drawn >= first) & (drawn < first + rows))
         asked.append((part, drawn[here] - first, here))
-        first += part.rows
+        first += rows
     found: dict[int, tuple[str, Matrix]] = {}
     for each in run_tasks(partial(_rows, rows_of), asked):
         found |= each
@@ -200,12 +241,11 @@ def _made_up(rows_of: ShardRows, shards: list[Part], count: int, seed: int) -> t
 
 
 def _rows(rows_of: ShardRows, item: tuple[Part, Matrix, Matrix]) -> dict[int, tuple[str, Matrix]]:
-    """Place among the drawn -> id and vector of a shard's rows; of those that are deleted nothing."""
+    """Place among the drawn -> id and vector of a shard's live rows."""
     part, rows, places = item
     table, vectors = rows_of(part)
-    inside = rows < len(table)
-    names = table["image_id"].take(pa.array(rows[inside])).to_pylist()
-    chosen = zip(places[inside].tolist(), rows[inside].tolist(), names, strict=True)
+    names = table["image_id"].take(pa.array(rows)).to_pylist()
+    chosen = zip(places.tolist(), rows.tolist(), names, strict=True)
     return {place: (name, np.array(vectors[row])) for place, row, name in chosen}
 
 
@@ -225,21 +265,31 @@ def _nearest(rows_of: ShardRows, queries_QD: Matrix, own: list[str], part: Part)
 
 
 def _walk(
-    index: Artifact, queries_QD: Matrix, own: list[str], last_Q: Matrix, k: int, target: float
+    index: Artifact, searches: tuple[Matrix, list[str], Matrix], k: int, depths: tuple[int, ...], target: float
 ) -> tuple[list[Setting], dict[tuple[int, int], Matrix]]:
-    """All settings that were looked at, and each query's share of found neighbours."""
-    searcher = open_searcher(index, threads=1, folded=False)
+    """All settings that were looked at, and each query's share of found neighbours.
+
+    Args:
+        index: what is searched: through its cells, however few rows are live.
+        searches: queries [Q, D], the row that each must not find, the score of its k-th true neighbour [Q].
+        k: neighbours.
+        depths: candidates to try.
+        target: recall to reach.
+    """
+    queries_QD, own, last_Q = searches
+    searcher = open_searcher(index, threads=1, folded=False, exact_below=0)
     shares: dict[tuple[int, int], Matrix] = {}
+    asked = k + any(own)  # a query's own row is among the answers and does not count
 
     def measure(nprobe: int, refine: int) -> tuple[float, float]:
         searcher.nprobe, searcher.refine = nprobe, refine
         starts = range(0, len(queries_QD), _BATCH)
-        hits = [each for at in starts for each in searcher.search(queries_QD[at : at + _BATCH], k + 1)]
+        hits = [each for at in starts for each in searcher.search(queries_QD[at : at + _BATCH], asked)]
         found = [[hit.score for hit in each if hit.image_id != name][:k] for each, name in zip(hits, own, strict=True)]
         shares[(nprobe, refine)] = found_share(found, last_Q, k)
         return float(shares[(nprobe, refine)].mean()), _alone_ms(searcher, queries_QD[:_ALONE])
 
-    return list(walk(measure, searcher.scale, target)), shares
+    return list(walk(measure, searcher.scale, target, depths)), shares
 
 
 def _alone_ms(searcher: Searcher, queries_QD: Matrix) -> float:
@@ -252,10 +302,8 @@ def _alone_ms(searcher: Searcher, queries_QD: Matrix) -> float:
     return round(statistics.median(times) * 1e3, 3)
 
 
-def plots(tuning: Tuning | None) -> dict[str, Blob]:
-    """`recall.png`: recall against the bytes that a query reads, of all settings that were seen."""
-    if tuning is None:
-        return {}
+def recall_png(tuning: Tuning) -> bytes:
+    """Recall against the bytes that a query reads, of all settings that were seen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -276,4 +324,4 @@ def plots(tuning: Tuning | None) -> dict[str, Blob]:
     axes.legend()
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=120, metadata={"Software": None})
-    return {"recall.png": Blob(data=sink.getvalue())}
+    return sink.getvalue()

@@ -22,6 +22,7 @@ from manet.shards import Matrix, Shard, ShardFiles
 from manet.tuning import Scale
 
 DEFAULT_REFINE = 100  # candidates that are re-scored
+USUAL_ANSWERS = 7  # what a shop shows, and what `refine` is stated for
 _PROBED_SHARE = 32  # one cell of this many is visited by default, at least _LEAST_PROBES
 _LEAST_PROBES = 16
 _SPARE = 16  # candidates asked of a shard beyond the wanted: to see whether ties were cut off
@@ -56,20 +57,29 @@ class Searcher:
     Args:
         shards: their files.
         nprobe: cells visited; 0: a thirty-second of them, 16 at least.
-        refine: candidates of all shards together that are re-scored; 0: 100, or more where k asks for more.
+        refine: candidates of all shards together that are re-scored for up to 7 answers, in proportion more for more; 0: 100.
         threads: how many search side by side.
         folded: of a group of near-duplicates only the best answers.
+        exact_below: where fewer rows may answer (some are deleted or filtered out), each of them is compared.
 
     Raises:
         InputError: no shard, files of one shard that do not belong together, or shards of several quantizers.
     """
 
     def __init__(
-        self, shards: Sequence[ShardFiles], *, nprobe: int = 0, refine: int = 0, threads: int = 1, folded: bool = True
+        self,
+        shards: Sequence[ShardFiles],
+        *,
+        nprobe: int = 0,
+        refine: int = 0,
+        threads: int = 1,
+        folded: bool = True,
+        exact_below: int = EXACT_BELOW,
     ) -> None:
         if not shards:
             raise InputError("an index without shards")
         self.refine = refine or DEFAULT_REFINE
+        self._exact_below = exact_below
         self._shards = [Shard(files) for files in shards]
         first = self._shards[0]
         for shard in self._shards[1:]:
@@ -139,11 +149,12 @@ class Searcher:
         return list(self._pool.map(work, items))
 
     def _search_slice(self, queries: Matrix, k: int, allowed: Allowed | None, *, alone: bool) -> list[list[Hit]]:
-        if allowed is not None and allowed.rows <= max(EXACT_BELOW, k):
+        if allowed is not None and allowed.rows <= max(self._exact_below, k):
             chosen = [(shard, np.flatnonzero(mask)) for shard, mask in enumerate(allowed.masks)]
             every = [[(shard, rows) for shard, rows in chosen if len(rows)]] * len(queries)
             return self._rescored(queries, every, k)
-        return self._rescored(queries, self._candidates(queries, max(k, self.refine), allowed, alone=alone), k)
+        wanted = max(self.refine, -(-k * self.refine // USUAL_ANSWERS), k)
+        return self._rescored(queries, self._candidates(queries, wanted, allowed, alone=alone), k)
 
     def _candidates(
         self, queries: Matrix, wanted: int, allowed: Allowed | None, *, alone: bool

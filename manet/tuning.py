@@ -18,6 +18,8 @@ _MIXED = (
     0.15  # share of another row in a made-up query: then it needs as many cells as a customer's photo (BENCHMARKS.md)
 )
 _ALIKE = 1e-5  # two sums of the same products in another order differ by less
+_IDLE = 2  # doublings of the cells without a gain, after which no more are tried
+_FINEST = 16  # the number of cells is found to a sixteenth
 _GAIN = 0.001  # recall that twice the cells must add, else the codes are what limits it
 
 
@@ -70,10 +72,11 @@ def found_share(found: list[list[float]], last_true_Q: Matrix, k: int) -> Matrix
 def walk(
     measure: Callable[[int, int], tuple[float, float]], scale: Scale, target: float, depths: tuple[int, ...] = DEPTHS
 ) -> Iterator[Setting]:
-    """The settings worth a look: with each doubling of the cells, fewer candidates are tried until the target is missed.
+    """The settings worth a look: with each doubling of the cells, fewer candidates are tried until the target is missed; then
+    the cells of the cheapest setting are halved in between.
 
-    Ends when no cheaper setting is left, when all cells are visited, or when more cells find no more (the codes, not the
-    cells, lose the rest).
+    The doubling ends when no cheaper setting is left, when all cells are visited, or when more cells find no more (the codes,
+    not the cells, lose the rest).
 
     Args:
         measure: (nprobe, refine) -> recall and milliseconds a query.
@@ -81,27 +84,36 @@ def walk(
         target: recall to reach.
         depths: candidates to try, ascending.
     """
-    left, cheapest, before, idle, nprobe = list(depths), None, 0.0, 0, 1
-    while True:
-        deepest, reached = None, None
+    left, before, idle, nprobe = list(depths), 0.0, 0, 1
+    best: Setting | None = None
+    while left and idle < _IDLE and (best is None or scale.bytes(nprobe, left[0]) < best.bytes):
+        tried = []
         for refine in reversed(left):
-            recall, ms = measure(nprobe, refine)
-            cost = scale.bytes(nprobe, refine)
-            yield Setting(nprobe=nprobe, refine=refine, recall=recall, bytes=cost, ms=ms)
-            deepest = recall if deepest is None else deepest
-            if recall < target:
+            tried.append(_measured(measure, scale, nprobe, refine))
+            yield tried[-1]
+            if tried[-1].recall < target:
                 break
-            reached, cheapest = refine, min(cost, cheapest or cost)
-        idle = idle + 1 if deepest is not None and deepest < before + _GAIN else 0
-        before = deepest or 0.0
-        if reached is not None:
-            left, before, idle = [depth for depth in left if depth < reached], 0.0, 0
-        nprobe *= 2
-        if not left or nprobe >= 2 * scale.cells or idle > 1:
-            return
-        nprobe = min(nprobe, scale.cells)
-        if cheapest is not None and scale.bytes(nprobe, left[0]) >= cheapest:
-            return
+        idle = idle + 1 if tried[0].recall < before + _GAIN else 0
+        before = tried[0].recall
+        reached = [each for each in tried if each.recall >= target]
+        if reached:
+            best = min([*reached, *([best] if best else [])], key=lambda each: each.bytes)
+            left, before, idle = [depth for depth in left if depth < reached[-1].refine], 0.0, 0
+        if nprobe == scale.cells:
+            break
+        nprobe = min(2 * nprobe, scale.cells)
+    if best is None:
+        return
+    low, high = best.nprobe // 2, best.nprobe  # the first misses the target, the second reaches it
+    while high - low > max(1, best.nprobe // _FINEST):
+        middle = _measured(measure, scale, (low + high) // 2, best.refine)
+        yield middle
+        low, high = (low, middle.nprobe) if middle.recall >= target else (middle.nprobe, high)
+
+
+def _measured(measure: Callable[[int, int], tuple[float, float]], scale: Scale, nprobe: int, refine: int) -> Setting:
+    recall, ms = measure(nprobe, refine)
+    return Setting(nprobe=nprobe, refine=refine, recall=recall, bytes=scale.bytes(nprobe, refine), ms=ms)
 
 
 def choose(settings: list[Setting], target: float, latency_ms: float = 0.0) -> Setting:

@@ -22,6 +22,7 @@ from jobs.bench.probing import measured
 from jobs.bench.vectors import Config as VectorsConfig
 from jobs.bench.vectors import planted, row_name
 from jobs.parquet import read_parquet
+from jobs.querying import open_index
 
 
 class Config(SessionConfig):
@@ -37,9 +38,15 @@ class Config(SessionConfig):
 
 def run(config: Config) -> dict[str, Any]:
     """Run the job in a process of its own; returns precision and recall, seconds and peak memory."""
-    made = VectorsConfig.model_validate(open_artifact(config.descriptors, "descriptors").manifest.config)
-    if not made.duplicates:
-        raise BadInputError(f"--descriptors {config.descriptors}: no near-duplicate in it; make it with --duplicates")
+    descriptors = open_artifact(config.descriptors, "descriptors")
+    if not descriptors.manifest.config.get("duplicates"):
+        raise BadInputError(
+            f"--descriptors {config.descriptors}: no near-duplicate in it; make it with `manet bench vectors --duplicates N`"
+        )
+    built_from = open_index(config.index).manifest.inputs.get("descriptors")
+    if built_from is None or built_from.sha256 != descriptors.sha256:
+        raise BadInputError(f"--index {config.index} was not built from {descriptors.uri}")
+    made = VectorsConfig.model_validate(descriptors.manifest.config)
     first = made.rows - made.duplicates
     true = {(row_name(origin), row_name(first + place)) for place, origin in enumerate(planted(made).tolist())}
     with tempfile.TemporaryDirectory(prefix="manet-bench-") as scratch:

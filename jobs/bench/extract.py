@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 15.0  # of each measurement that can be cut short
 _PART = 64
+_LEAST = 24  # pictures of one worker: a few batches
 _STAGES = ("fetch_s", "decode_s", "wait_model_s", "model_s", "idle_s", "write_s")
 
 
@@ -69,6 +70,8 @@ def run(config: Config) -> dict[str, Any]:
         )
     with ray_session(config):
         workers = config.model_actors or cluster_cpus()
+        if rows < workers * _LEAST:
+            raise BadInputError(f"--pictures {rows} are too few for {workers} workers: give {_LEAST} for each")
         bare = _bare(config, table, model, workers, rows)
         job = _job(config, table, model, units)
         loop = _together(config, workers, _loop(config, table, model, workers, rows))
@@ -81,12 +84,12 @@ def run(config: Config) -> dict[str, Any]:
         "workers": workers,
         "job_pictures_per_s": round(job["rate"], 2),
         **{f"{name}_pictures_per_s": round(rate, 2) for name, rate in rates.items()},
-        **{f"ratio_{name}": round(job["rate"] / rate, 4) for name, rate in rates.items()},
+        **{f"ratio_{name}": round(job["rate"] / rate, 4) for name, rate in rates.items() if rate},
         "start_up_s": round(job["start_up"], 1),
         "stages": {name: round(job[name], 2) for name in _STAGES},
     }
     for name, rate in {"job": job["rate"], **rates}.items():
-        say(f"{name.replace('_', ' '):16} {rate:10.2f} pictures/s   job / this {job['rate'] / rate:.3f}")
+        say(f"{name.replace('_', ' '):16} {rate:10.2f} pictures/s   job / this {job['rate'] / max(rate, 1e-9):.3f}")
     if config.out:
         sink = open_store(config.out)
         sink.write("extract.json", json.dumps(found, indent=1).encode())
@@ -208,7 +211,7 @@ def _loader(
         try:
             loader.load(start, min(start + 1, stop))  # its processes have started
             began, done = time.monotonic(), 0
-            while not done or time.monotonic() - began < _SECONDS / 3:
+            while time.monotonic() - began < _SECONDS / 3:
                 for at in range(start, stop, _PART):
                     done += len(loader.load(at, min(at + _PART, stop)).pixels)
             return time.monotonic() - began, done
@@ -225,7 +228,7 @@ def _reads(table: Table, workers: int, rows: int) -> Callable[[int], tuple[float
         uris = [uri for _, uri in table.pictures(*_share(table, worker, workers, rows))]
         with ThreadPoolExecutor(FETCHES) as pool:
             began, done = time.monotonic(), 0
-            while not done or time.monotonic() - began < _SECONDS / 3:
+            while time.monotonic() - began < _SECONDS / 3:
                 done += sum(1 for _ in pool.map(read_uri, uris))
             return time.monotonic() - began, done
 

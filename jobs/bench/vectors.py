@@ -7,7 +7,7 @@ Writes a committed descriptors artifact (`part-*.parquet`, no model, no catalog)
 centres of a latent space, mixed into D dimensions, rectified, made noisy and of unit length: like a network's
 features it is sparse, positive, correlated, and its neighbours lie across the borders of cells. Clusters are of unequal size.
 With --duplicates the last rows are earlier ones again, a little changed (`bench dedup` looks for them).
-The same command again keeps the finished parts; one part is in memory at a time.
+The same command again keeps the finished parts; one part and the near-duplicates are in memory at a time.
 """
 
 import io
@@ -129,6 +129,7 @@ def _repeats(config: Config, source: Clusters) -> dict[int, Vectors]:
 
 def run(config: Config) -> dict[str, Any]:
     """Write the artifact; returns its summary."""
+    planted(config)  # more than there can be are refused before the folder is claimed
     return make(config, "descriptors", {}, partial(_build, config))
 
 

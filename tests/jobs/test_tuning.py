@@ -11,7 +11,9 @@ from cluster.errors import BadInputError, JobFailedError
 from cluster.session import SessionConfig, ray_session
 from jobs import index, living
 from jobs.querying import open_index, open_searcher
+from manet.errors import InputError
 from manet.exact import exact_search
+from manet.index import choose_factory
 from tests.jobs.helpers import checksums
 from tests.jobs.test_living import describe, vectors_of
 
@@ -48,7 +50,7 @@ def test_the_stored_setting_finds_what_the_report_says(gallery: Path, tmp_path: 
     found = [{hit.image_id for hit in hits} for hits in searcher.search(queries, 7)]
     truth = [{f"a{row:04d}" for row in rows} for rows in exact_search(vectors_of(ROWS, 0), queries, 7)[1]]
     recall = float(np.mean([len(ours & true) / 7 for ours, true in zip(found, truth, strict=True)]))
-    assert report["recall@7"] == pytest.approx(recall, abs=2e-3)  # neighbours equally close count there by their score
+    assert report["recall@7"] == pytest.approx(recall, abs=5e-3)  # neighbours equally close count there by their score
     assert recall >= 0.9
     assert report["recall@7_low"] <= report["recall@7"] <= report["recall@7_high"]
     assert any(each["recall"] < 0.9 for each in report["seen"])  # the target chose: there was something cheaper
@@ -74,10 +76,26 @@ def test_a_target_out_of_reach_fails_after_all_is_saved(tmp_path: Path) -> None:
     assert 0 < reached < 1
     said = living.tune(living.TuneConfig(index=uri, recall_target=0.2))
     assert (said["version"], said["recall@7"] >= 0.2) == (2, True)
+    again = living.tune(living.TuneConfig(index=uri, recall_target=0.2))
+    assert again["version"] == 2  # nothing new to say
     (tmp_path / "gone.txt").write_text("\n".join(f"a{row:04d}" for row in range(0, ROWS, 2)))
     living.delete(living.DeleteConfig(index=uri, ids=str(tmp_path / "gone.txt")))
-    assert living.tune(living.TuneConfig(index=uri, recall_target=0.2))["recall@7"] >= 0.2
-    open_index(uri).verify()
+    assert "recall@7" not in open_index(uri).manifest.summary  # it was that of other rows
+    said = living.tune(living.TuneConfig(index=uri, recall_target=0.6))
+    assert 0.6 <= said["recall@7"] < 1  # through the cells, though so few rows are compared one by one
+    said = living.compact(living.CompactConfig(index=uri))
+    assert 0.6 <= said["recall@7"] < 1
+    index_now = open_index(uri)
+    index_now.verify()
+    assert len([part for part in index_now.manifest.parts if part.name.endswith((".json", ".png"))]) == 2
+    held = vectors_of(ROWS, 0, spread=1)[1::2]
+    queries = vectors_of(200, 8, spread=1).astype(np.float32)
+    hits = open_searcher(index_now, exact_below=0).search(queries, 7)
+    found = [{int(hit.image_id[1:]) // 2 for hit in each} for each in hits]
+    recall = np.mean(
+        [len(ours & set(rows)) / 7 for ours, rows in zip(found, exact_search(held, queries, 7)[1], strict=True)]
+    )
+    assert recall > 0.5  # what was stored for the compacted rows is how they are searched
 
 
 def test_queries_of_other_dimensions_are_refused(gallery: Path, tmp_path: Path) -> None:
@@ -86,6 +104,20 @@ def test_queries_of_other_dimensions_are_refused(gallery: Path, tmp_path: Path) 
         built(gallery, tmp_path / "index", queries=str(tmp_path / "flat"))
 
 
+def test_queries_that_are_none_are_refused(gallery: Path, tmp_path: Path) -> None:
+    for name, array in (("zero", np.zeros((3, 16))), ("text", np.array(["a"])), ("flat", np.ones(16))):
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(BadInputError, match=f"{name}.npy"):
+            built(gallery, tmp_path / "index", queries=str(tmp_path / f"{name}.npy"))
+    with pytest.raises(BadInputError, match="gone"):
+        built(gallery, tmp_path / "index", queries=str(tmp_path / "gone.npy"))
+    assert not (tmp_path / "index").exists()
+
+
 def test_memory_sets_the_length_of_the_codes(gallery: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"--memory-per-vector.*--factory auto"):
         built(gallery, tmp_path / "index", memory_per_vector=80)
+    for memory, codes in ((80, 64), (79, 48), (0, 64), (160, 128)):
+        assert choose_factory(500_000, 1280, memory)[0] == f"Dealt{4 * codes},IVF2048,PQ{codes}"
+    with pytest.raises(InputError, match="the smallest code needs"):
+        choose_factory(500_000, 1280, 8)
