@@ -58,7 +58,7 @@ class _Jobs(click.Group):
         module = importlib.import_module(f"jobs.{cmd_name}")
         if hasattr(module, "COMMANDS"):
             commands = {
-                name: command(name, config, run, module.__doc__ or "")
+                name: command(name, config, run, f"{run.__doc__}\n\n{sys.modules[run.__module__].__doc__}")
                 for name, (config, run) in module.COMMANDS.items()
             }
             if hasattr(module, "Config"):

@@ -56,8 +56,8 @@ class Config(JobConfig, TuningConfig):
     factory: str = "auto"
     """faiss index factory string, or `auto`: flat while a quantizer would lack training points, else rotation,IVF,PQ."""
     memory_per_vector: float = Field(default=0.0, ge=0)
-    """Most bytes of memory a vector, the stored vectors (memory-mapped) not counted: --factory auto takes the longest code that
-    fits; 0: 64 codes."""
+    """Most bytes of memory a vector, the stored vectors (memory-mapped) not counted: the automatic factory takes the longest code
+    that fits; 0: 64 codes."""
     shard_rows: int = Field(default=131072, ge=1)
     """Most rows of a shard (shards are cut at the borders of descriptor parts)."""
     seed: int = Field(default=0, ge=0)
@@ -75,39 +75,49 @@ def run(config: Config) -> dict[str, Any]:
     descriptors = open_artifact(config.descriptors, "descriptors")
     spec = query_blobs(descriptors)  # what cannot be searched is refused before the folder is claimed
     inputs = {"descriptors": descriptors.as_input()}
+    parts = [part for part in descriptors.parts("part-") if part.rows]
+    if not parts:
+        raise BadInputError(f"--descriptors {descriptors.uri}: no descriptor to index")
+    dim = read_descriptors(descriptors, parts[0])[1].shape[1]
+    chosen = _factory(config, sum(part.rows for part in parts), dim)
     queries = open_queries(config)
     if queries is not None:
         inputs["queries"] = queries.source
-        parts = [part for part in descriptors.parts("part-") if part.rows]
-        if parts:
-            queries.check(
-                read_descriptors(descriptors, parts[0])[1].shape[1], QuerySpec.of(descriptors) if spec else None
-            )
+        queries.check(dim, QuerySpec.of(descriptors) if spec else None)
     groups = open_artifact(config.dedup, "groups") if config.dedup else None
     if groups is not None:
         inputs["dedup"] = groups.as_input()
-    summary = make(config, "index", inputs, partial(_build, config, descriptors, groups, queries))
+    summary = make(config, "index", inputs, partial(_build, config, descriptors, (dim, *chosen), groups, queries))
     check_tuned(summary)
     return summary
 
 
-def _build(
-    config: Config, descriptors: Artifact, groups: Artifact | None, queries: Queries | None, writer: ArtifactWriter
-) -> tuple[list[str], dict[str, Any]]:
+def _factory(config: Config, rows: int, dim: int) -> tuple[str, str]:
+    """The factory string, and why it is this one.
+
+    Raises:
+        InputError: faiss cannot make it, or no code fits --memory-per-vector.
+    """
     from manet.index import check_factory, choose_factory
 
+    if config.factory == "auto":
+        return choose_factory(rows, dim, config.memory_per_vector)
+    check_factory(config.factory, dim)
+    return config.factory, "asked for by --factory"
+
+
+def _build(
+    config: Config,
+    descriptors: Artifact,
+    made_as: tuple[int, str, str],
+    groups: Artifact | None,
+    queries: Queries | None,
+    writer: ArtifactWriter,
+) -> tuple[list[str], dict[str, Any]]:
+    dim, factory, reason = made_as
     parts = [part for part in descriptors.parts("part-") if part.rows]
     rows = sum(part.rows for part in parts)
-    if not rows:
-        raise BadInputError(f"--descriptors {descriptors.uri}: no descriptor to index")
     source = DescriptorRows.of(descriptors, details=config.details, catalog=config.catalog, groups=groups)
-    dim = read_descriptors(descriptors, parts[0])[1].shape[1]
-    factory, reason = (
-        choose_factory(rows, dim, config.memory_per_vector)
-        if config.factory == "auto"
-        else (config.factory, "asked for by --factory")
-    )
-    check_factory(factory, dim)
     say(f"index: {rows} x {dim}, {factory}: {reason}")
     shards = cut_shards(parts, config.shard_rows)
     with ray_session(config):

@@ -28,7 +28,7 @@ from cluster.errors import BadInputError, ObjectMissingError
 from cluster.session import ray_session
 from cluster.storage import open_store, resolve_uri, split_uri
 from cluster.tasks import run_tasks
-from cluster.telemetry import Meter
+from cluster.telemetry import Meter, say
 from jobs.config import JobConfig
 from jobs.inputs import Kind, open_table
 from jobs.make import make
@@ -179,7 +179,11 @@ def _folder(config: Config) -> pa.Table:
     if config.kind == "queries":
         raise BadInputError("--kind queries: a folder does not say what is relevant; give a table with that column")
     store = open_store(config.source)
-    names = [entry.name for entry in store.list() if entry.name.lower().endswith(PICTURES)]
+    every = [entry.name for entry in store.list()]
+    names = [name for name in every if name.lower().endswith(PICTURES)]
+    if len(names) < len(every):
+        other = next(name for name in every if not name.lower().endswith(PICTURES))
+        say(f"ingest: {len(every) - len(names)} files have no picture's ending and are passed over, e.g. {other}")
     ids = [name.rpartition(".")[0] for name in names]
     return pa.table(
         {"image_id": pa.array(ids, pa.string()), "uri": pa.array([store.uri(name) for name in names], pa.string())}

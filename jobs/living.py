@@ -125,9 +125,9 @@ def add(config: AddConfig) -> dict[str, Any]:
             for name, given in base.manifest.inputs.items()
             if name.split("-")[0] in ("descriptors", "added")
         }
-        if any(given.sha256 == new.sha256 for given in added.values()):
-            return None
         present = _rows_of_ids(base, ids)
+        if len(present) == len(ids) and any(given.sha256 == new.sha256 for given in added.values()):
+            return None  # these descriptors, all of them live
         if len(present) and not config.replace:
             raise BadInputError(
                 f"--descriptors {new.uri}: {len(present)} ids are in the index already, e.g. "
@@ -281,7 +281,7 @@ def _apply(config: IndexConfig, change: Callable[[Artifact], Change | None]) -> 
             try:
                 wanted = change(base)
                 if wanted is None:
-                    say(f"index: version {base.manifest.number} has it already; nothing to do")
+                    say(f"index: version {base.manifest.number} stands; nothing to do")
                     return _said(base)
                 return _said(commit_version(base, wanted))
             except LostRaceError as error:

@@ -115,6 +115,8 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
     spec = query_spec(index)
     model = spec.open_model(config.model)
     allowed = searcher.allow(ids=wanted, categories=config.category or None) if config.ids or config.category else None
+    if allowed is not None and not allowed.rows:
+        raise BadInputError(f"--category, --ids: no picture of {index.uri} passes the filter; nothing could answer")
     describer = Describer(
         load_model(local_copy(model)),
         names=(spec.descriptor,),

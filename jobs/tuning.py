@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.artifact import Artifact, Blob, Input, Part, open_artifact
 from cluster.errors import BadInputError, JobFailedError, ObjectMissingError
@@ -33,7 +33,7 @@ from manet.tuning import DEPTHS, Setting, choose, found_share, mixed, walk
 Matrix = np.ndarray[Any, np.dtype[Any]]
 K = USUAL_ANSWERS
 TUNED = ("nprobe", "refine", "recall@7", "query_ms", "recall_target", "latency_ms")  # what a manifest says of it
-MEASURED = ("recall@7", "query_ms")  # those that a change of the rows makes untrue
+MEASURED = ("recall@7", "query_ms", "seconds")  # what a change of the rows makes untrue
 _BLOCK = 8192  # rows compared at once
 _ALONE = 64  # queries that are timed alone
 _BATCH = 100
@@ -42,15 +42,17 @@ _BATCH = 100
 class TuningConfig(BaseModel):
     """How well an index must find, and at what cost."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
     recall_target: float = Field(default=0.95, gt=0, le=1)
     """Share of the 7 true neighbours (exact search of the same vectors) that must be found: sets nprobe and refine."""
     latency_ms: float = Field(default=0.0, ge=0)
     """Most milliseconds of one query on one thread; 0: whatever the target needs."""
     tuning_queries: int = Field(default=500, ge=1, le=10_000)
-    """Queries that recall is measured with: rows of the gallery, each mixed with another one and then not counted itself; of
-    --queries as many, drawn from all."""
+    """Queries that recall is measured with: rows of the gallery, each mixed with another one and then not counted itself; as
+    many are drawn where queries are given."""
     queries: str = ""
-    """What to search with instead: a descriptors artifact (`search --queries` and `evaluate` write one), or a .npy [Q, D]."""
+    """What recall is measured with instead: a descriptors artifact (`search` and `evaluate` write one), or a .npy [Q, D]."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def tune(
     rows_of = ShardRows(index, dead)
     live = sum(part.rows for part in shards) - sum(map(len, dead.values()))
     if index.manifest.summary["factory"] == "Flat" or live <= 1:
+        say(f"{label}: {'a flat index is exact' if live > 1 else f'{live} rows'}: nothing to tune")
         return None
     counts = [part.rows - len(dead.get(part.name.removesuffix(".faiss"), ())) for part in shards]
     if queries is not None:
@@ -209,7 +212,7 @@ def check_tuned(summary: Mapping[str, Any]) -> None:
     if reached is not None and reached < target:
         raise JobFailedError(
             f"{uri} is written, but recall@7 is {reached:.4f} (nprobe {summary['nprobe']}, refine {summary['refine']}), "
-            f"--recall-target is {target:g}: build with a higher --memory-per-vector into another --out, or "
+            f"--recall-target is {target:g}: build with more --memory-per-vector, or another --factory, into another --out, or "
             f"{again} --recall-target {int(reached * 100) / 100}`"
         )
 

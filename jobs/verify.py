@@ -67,6 +67,10 @@ def run(config: Config) -> dict[str, Any]:
 def _sample(config: Config, artifact: Artifact) -> dict[str, Any]:
     """Describe a random sample again, and hold it against what is stored."""
     inputs = artifact.manifest.inputs
+    if not {"catalog", "model"} <= inputs.keys():
+        raise BadInputError(
+            f"{artifact.uri} was made of no catalog and model, so no sample can be made: give --sample 0"
+        )
     table = open_table(config.catalog or inputs["catalog"].uri, "catalog", "--catalog")
     model = open_model(config.model or inputs["model"].uri)
     for name, given, wanted in (

@@ -93,6 +93,9 @@ def test_search_among_some_pictures_only(manet: Run, index: Path, shop: Path, tm
     summary_of(done)
     results = json.loads(done.stdout.splitlines()[0])["results"]
     assert {result["image_id"] for result in results} == {path.stem for path in pictures[1:]}
+    (tmp_path / "other.txt").write_text("of-another-shop")
+    refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "other.txt")
+    assert_refused(refused, 2, "--ids", "no picture of", "passes the filter")
     refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "none.txt")
     assert_refused(refused, 2, "--ids", "no such text file")
 

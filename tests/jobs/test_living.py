@@ -134,6 +134,17 @@ def test_what_is_refused_and_what_is_done_already(tmp_path: Path) -> None:
     gallery.check()
 
 
+def test_deleted_pictures_can_come_back(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    held = dict(gallery.held)
+    gallery.delete(["a0001", "a0002"])
+    again = living.AddConfig(index=gallery.uri, descriptors=str(tmp_path / "a"), replace=True)
+    assert living.add(again)["rows"] == 300
+    gallery.held = held
+    gallery.check()
+    assert living.add(again)["version"] == 3  # all of them are live: nothing to do
+
+
 def test_status_tells_of_the_newest_version(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
 
