@@ -34,8 +34,8 @@ from jobs import living
 from jobs.config import JobConfig, how
 from jobs.make import make
 from jobs.querying import QuerySpec, read_descriptors
-from jobs.sharding import DescriptorRows, build_shards, cut_shards, shard_summary, trained_quantizer
-from jobs.tuning import Queries, TuningConfig, check_tuned, open_queries, tune, tuning_files
+from jobs.sharding import DescriptorRows, Training, build_shards, cut_shards, shard_summary, trained_quantizer
+from jobs.tuning import EXACT, Queries, TuningConfig, check_tuned, open_queries, tune, tuning_files
 
 TRAINED, REPORT = "trained", "report"  # names of the units beside the shards
 
@@ -121,17 +121,8 @@ def _build(
     say(f"index: {rows} x {dim}, {factory}: {reason}")
     shards = cut_shards(parts, config.shard_rows)
     with ray_session(config):
-        trained = trained_quantizer(
-            writer.store,
-            TRAINED,
-            source,
-            parts,
-            factory=factory,
-            seed=config.seed,
-            cpus=config.train_cpus,
-            gpus=config.train_gpus,
-            extra=query_blobs(descriptors),
-        )
+        training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
+        trained = trained_quantizer(writer.store, TRAINED, source, parts, training, query_blobs(descriptors))
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
         receipts = build_shards(writer.store, quantizer, dim, source, shards, "index")
         summary = {
@@ -145,7 +136,7 @@ def _build(
         index = writer.draft([*trained.parts, *(part for receipt in receipts for part in receipt.parts)], summary)
         tuning = tune(index, config, queries, seed=config.seed)
     put_unit(writer.store, REPORT, tuning_files(tuning, summary))
-    summary |= tuning.summary() if tuning else {"recall@7": 1.0}
+    summary |= tuning.summary() if tuning else EXACT
     return [TRAINED, *(shard.name for shard in shards), REPORT], summary
 
 

@@ -30,6 +30,7 @@ from jobs.querying import dead_rows, open_index, read_ids
 from jobs.sharding import (
     DescriptorRows,
     ShardRows,
+    Training,
     build_shards,
     cut_shards,
     quantizer_of,
@@ -388,16 +389,9 @@ def _worn(every: list[Part], live: Mapping[str, int], config: CompactConfig) -> 
 
 def _retrain(base: Artifact, rows_of: ShardRows, parts: list[Part], config: CompactConfig, prefix: str) -> Part:
     unit = f"trained-{prefix.partition('-')[2]}"
-    receipt = trained_quantizer(
-        base.store,
-        unit,
-        rows_of,
-        parts,
-        factory=base.manifest.summary["factory"],
-        seed=config.seed,
-        cpus=config.train_cpus,
-        gpus=config.train_gpus,
-    )
+    factory = base.manifest.summary["factory"]
+    training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
+    receipt = trained_quantizer(base.store, unit, rows_of, parts, training)
     return receipt.parts[0]
 
 

@@ -201,54 +201,41 @@ def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) ->
         return put_unit(store, shard.name, blobs, {"rows": shard.rows, "quantization_error": round(error, 6)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is trained, from which seed, on how much of a machine."""
+
+    factory: str
+    seed: int
+    cpus: float
+    gpus: int
+
+
 def trained_quantizer(
     store: Store,
     unit: str,
     rows_of: Rows,
     parts: Sequence[Part],
-    *,
-    factory: str,
-    seed: int,
-    cpus: float,
-    gpus: int,
+    training: Training,
     extra: Mapping[str, Blob] | None = None,
 ) -> Receipt:
     """The unit of a trained quantizer: as it stands, or made by one Ray task on the running session, with `extra` beside it."""
     standing = finished_unit(store, unit)
     if standing is not None:
         return standing
-    work = partial(
-        _train,
-        store,
-        unit,
-        rows_of,
-        factory=factory,
-        seed=seed,
-        threads=max(1, int(cpus)),
-        gpus=gpus,
-        extra=dict(extra or {}),
-    )
-    return next(iter(run_tasks(work, [parts], cpus=cpus, gpus=gpus)))
+    work = partial(_train, store, unit, rows_of, training, dict(extra or {}))
+    return next(iter(run_tasks(work, [parts], cpus=training.cpus, gpus=training.gpus)))
 
 
 def _train(
-    store: Store,
-    unit: str,
-    rows_of: Rows,
-    parts: Sequence[Part],
-    *,
-    factory: str,
-    seed: int,
-    threads: int,
-    gpus: int,
-    extra: Mapping[str, Blob],
+    store: Store, unit: str, rows_of: Rows, training: Training, extra: Mapping[str, Blob], parts: Sequence[Part]
 ) -> Receipt:
     """Train on a uniform sample over all rows of all parts, kept as float16; writes UNIT.faiss and `extra`."""
     from manet.index import train, training_rows
 
     rows = sum(part.rows for part in parts)
-    wanted = min(rows, training_rows(factory, rows))
-    chosen = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
+    wanted = min(rows, training_rows(training.factory, rows))
+    chosen = np.sort(np.random.default_rng(training.seed).choice(rows, wanted, replace=False))
     sample_ND: Vectors | None = None
     first = filled = 0
     for part in parts:
@@ -263,7 +250,8 @@ def _train(
         first += part.rows
     if sample_ND is None or not filled:
         raise IntegrityError(f"{store.uri('')}: no row to train on")
-    trained = train(sample_ND[:filled], factory, seed=seed, threads=threads, gpus=gpus)
+    threads = max(1, int(training.cpus))
+    trained = train(sample_ND[:filled], training.factory, seed=training.seed, threads=threads, gpus=training.gpus)
     return put_unit(store, unit, {f"{unit}.faiss": Blob(data=trained), **extra})
 
 

@@ -32,6 +32,7 @@ from manet.tuning import DEPTHS, Setting, choose, found_share, mixed, walk
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 K = USUAL_ANSWERS
+EXACT = {"recall@7": 1.0}  # what a flat index says in their place
 TUNED = ("nprobe", "refine", "recall@7", "query_ms", "recall_target", "latency_ms")  # what a manifest says of it
 MEASURED = ("recall@7", "query_ms", "seconds")  # what a change of the rows makes untrue
 _BLOCK = 8192  # rows compared at once
@@ -220,7 +221,7 @@ def check_tuned(summary: Mapping[str, Any]) -> None:
 def tuning_files(tuning: Tuning | None, summary: Mapping[str, Any], suffix: str = "") -> dict[str, Blob]:
     """`report.json` and, for an index that is not exact, `recall.png`: what was built and what was measured."""
     built = {name: value for name, value in summary.items() if name not in TUNED}
-    report = {**built, **({"tuning": tuning.report()} if tuning else {"recall@7": 1.0})}
+    report = {**built, **({"tuning": tuning.report()} if tuning else EXACT)}
     blobs = {f"report{suffix}.json": Blob(data=json.dumps(report, indent=1).encode())}
     return blobs | ({f"recall{suffix}.png": Blob(data=recall_png(tuning))} if tuning else {})
 

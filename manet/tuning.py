@@ -14,9 +14,8 @@ import numpy as np
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 DEPTHS = (25, 50, 100, 200, 400, 800)  # candidates re-scored, tried in turn
-_MIXED = (
-    0.15  # share of another row in a made-up query: then it needs as many cells as a customer's photo (BENCHMARKS.md)
-)
+# Share of another row in a made-up query: then it needs as many cells as a customer's photo (BENCHMARKS.md).
+_MIXED = 0.15
 _ALIKE = 1e-5  # two sums of the same products in another order differ by less
 _IDLE = 2  # doublings of the cells without a gain, after which no more are tried
 _FINEST = 16  # the number of cells is found to a sixteenth

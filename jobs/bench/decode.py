@@ -21,7 +21,9 @@ from pydantic import Field
 
 from cluster.errors import BadInputError
 from cluster.session import SessionConfig, ray_session
+from cluster.streams import configure_data
 from cluster.telemetry import say
+from jobs.bench.by_torchvision import prepared
 from jobs.bench.probing import tree_cpu_seconds
 from jobs.inputs import Table, local_copy, open_model, open_table
 from jobs.loading import Loader
@@ -60,6 +62,7 @@ def run(config: Config) -> dict[str, Any]:
         )
     own, stock = [], []
     with ray_session(config):
+        configure_data()
         for _ in range(config.rounds):
             own.append(_rate(rows, lambda: _own(table, pictures, rows)))
             stock.append(_rate(rows, lambda: _stock(uris, config.size)))
@@ -105,16 +108,10 @@ def _stock(uris: list[str], size: int) -> int:
 
     def resized(row: dict[str, Any]) -> dict[str, Any]:
         import torch
-        from torchvision.transforms.v2 import functional
 
         torch.set_num_threads(1)
-        picture = torch.from_numpy(np.array(row["image"])).permute(2, 0, 1)
-        scale = size / max(picture.shape[1:])
-        high, wide = (max(1, round(side * scale)) for side in picture.shape[1:])
-        small = functional.resize(picture, [high, wide], antialias=True)
-        top, left = (size - high) // 2, (size - wide) // 2
-        padded = functional.pad(small, [left, top, size - wide - left, size - high - top], fill=255)
-        return {"image": padded.permute(1, 2, 0).contiguous().numpy()}
+        picture_CHW = torch.from_numpy(np.array(row["image"])).permute(2, 0, 1)
+        return {"image": prepared(picture_CHW, size).numpy()}
 
     images: Any = ray.data.read_images(uris, mode="RGB")
     return sum(len(batch["image"]) for batch in images.map(resized).iter_batches(batch_size=_PART))

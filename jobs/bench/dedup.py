@@ -7,7 +7,6 @@
 Counted in pairs of pictures of one group: planted pairs among all that were found, and found pairs among all that were planted.
 """
 
-import sys
 import tempfile
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import Field
 from cluster.artifact import open_artifact
 from cluster.errors import BadInputError
 from cluster.session import SessionConfig
-from jobs.bench.probing import measured
+from jobs.bench.probing import measured_job
 from jobs.bench.vectors import Config as VectorsConfig
 from jobs.bench.vectors import planted, row_name
 from jobs.parquet import read_parquet
@@ -57,8 +56,7 @@ def run(config: Config) -> dict[str, Any]:
             "--out": out,
             "--object-store-mib": config.object_store_mib,
         }
-        words = [str(word) for pair in flags.items() for word in pair]
-        run = measured([sys.executable, "-m", "jobs", "dedup", *words], "manet dedup", RAY_ADDRESS="")
+        run = measured_job("dedup", flags)
         table = read_parquet(out / "groups.parquet").to_pydict()
     groups: dict[str, list[str]] = {}
     for name, group in zip(table["image_id"], table["group"], strict=True):

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,7 @@ from cluster.session import cluster_cpus, ray_session
 from cluster.storage import open_store, read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
+from jobs.bench.by_torchvision import Pictures
 from jobs.bench.plotting import seconds_png
 from jobs.inputs import Table, open_model, open_table
 from jobs.loading import FETCHES
@@ -32,11 +33,7 @@ from jobs.planning import cut
 from jobs.streaming import DescribeConfig, picture_config, stream
 from jobs.workers import Describe, make_loader
 from manet.errors import PictureError
-from manet.images import PictureConfig
 from manet.names import DescriptorName
-
-if TYPE_CHECKING:
-    import torch
 
 _SECONDS = 15.0  # of each measurement that can be cut short
 _PART = 64
@@ -146,33 +143,6 @@ def _share(table: Table, worker: int, workers: int, rows: int) -> tuple[int, int
     return worker * step, min((worker + 1) * step, table.rows)
 
 
-class Pictures:
-    """A PyTorch dataset: read, decode with Pillow, resize and pad with torchvision, as its documentation shows."""
-
-    def __init__(self, uris: list[str], config: PictureConfig) -> None:
-        self.uris, self.size = uris, config.size
-
-    def __len__(self) -> int:
-        return len(self.uris)
-
-    def __getitem__(self, place: int) -> "torch.Tensor":
-        """uint8 [size, size, 3]."""
-        import io
-
-        from PIL import Image, ImageOps
-        from torchvision.transforms.v2 import functional
-
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_uri(self.uris[place])))).convert("RGB")
-        scale = self.size / max(picture.size)
-        wide, high = (max(1, round(side * scale)) for side in picture.size)
-        small = functional.pil_to_tensor(functional.resize(picture, [high, wide]))
-        top, left = (self.size - high) // 2, (self.size - wide) // 2
-        padded: torch.Tensor = functional.pad(
-            small, [left, top, self.size - wide - left, self.size - high - top], fill=255
-        )
-        return padded.permute(1, 2, 0).contiguous()
-
-
 def _loop(config: Config, table: Table, model: Artifact, workers: int, rows: int) -> Callable[[int], tuple[float, int]]:
     """A DataLoader of one process beside each model: its pictures are described batch by batch, vectors kept."""
     pictures = picture_config(model, config.size)
@@ -185,7 +155,7 @@ def _loop(config: Config, table: Table, model: Artifact, workers: int, rows: int
         describer = Describe.load(model, (config.descriptor,), config)
         uris = [uri for _, uri in table.pictures(*_share(table, worker, workers, rows))]
         batch = config.batch_size or (auto_batch(pictures.size) if not config.model_gpus else 32)
-        dataset: Any = Pictures(uris, pictures)
+        dataset: Any = Pictures(uris, pictures.size)
         loader: Any = DataLoader(dataset, batch, num_workers=1, multiprocessing_context="spawn", prefetch_factor=8)
         kept, began, done = [], 0.0, 0
         for pixels in loader:

@@ -24,7 +24,7 @@ from cluster.session import SessionConfig
 from cluster.telemetry import say
 from jobs.bench import by_hand
 from jobs.bench.by_hand import K
-from jobs.bench.probing import Measured, measured
+from jobs.bench.probing import Measured, measured, measured_job
 from jobs.bench.truth import gallery_file, recall, say_table
 from jobs.bench.vectors import held_out
 from jobs.querying import open_index, open_searcher
@@ -106,8 +106,7 @@ class Bench:
         }
         if self.tuning:
             flags["--queries"] = self.tuning
-        given = [str(word) for pair in flags.items() for word in pair]
-        run = measured([sys.executable, "-m", "jobs", "index", *given], "manet index", RAY_ADDRESS="")
+        run = measured_job("index", flags)
         searcher = open_searcher(open_index(str(out)), nprobe=config.nprobe, refine=config.refine)
         nprobe, refine = searcher.nprobe, searcher.refine
         words = map(str, (out, self.queries, nprobe, refine, config.threads))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,12 @@ def measured(command: Sequence[str], label: str, **environ: str) -> Measured:
         largest_mib=round(largest / _MIB, 1),
         result=json.loads(lines[-1]),
     )
+
+
+def measured_job(job: str, flags: Mapping[str, object]) -> Measured:
+    """Run a job of this project, on a Ray of its own, as `measured`."""
+    words = [str(word) for pair in flags.items() for word in pair]
+    return measured([sys.executable, "-m", "jobs", job, *words], f"manet {job}", RAY_ADDRESS="")
 
 
 def tree_bytes(root: int) -> list[tuple[int, int]]:
