@@ -34,7 +34,15 @@ from jobs import living
 from jobs.config import JobConfig, how
 from jobs.make import make
 from jobs.querying import QuerySpec, read_descriptors
-from jobs.sharding import DescriptorRows, Training, build_shards, cut_shards, shard_summary, trained_quantizer
+from jobs.sharding import (
+    DescriptorRows,
+    Training,
+    build_shards,
+    cut_shards,
+    shard_limit,
+    shard_summary,
+    trained_quantizer,
+)
 from jobs.tuning import EXACT, Queries, TuningConfig, check_tuned, open_queries, tune, tuning_files
 
 TRAINED, REPORT = "trained", "report"  # names of the units beside the shards
@@ -57,9 +65,9 @@ class Config(JobConfig, TuningConfig):
     """faiss index factory string, or `auto`: flat while a quantizer would lack training points, else rotation,IVF,PQ."""
     memory_per_vector: float = Field(default=0.0, ge=0)
     """Most bytes of memory a vector, the stored vectors (memory-mapped) not counted: the automatic factory takes the longest code
-    that fits; 0: 64 codes."""
-    shard_rows: int = Field(default=131072, ge=1)
-    """Most rows of a shard (shards are cut at the borders of descriptor parts)."""
+    that fits; 0: 56 bytes of code."""
+    shard_rows: int = Field(default=0, ge=0)
+    """Most rows of a shard (shards are cut at the borders of descriptor parts); 0: 262,144, more where there are many cells."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling and training."""
     train_cpus: float = how(1.0, gt=0)
@@ -119,7 +127,7 @@ def _build(
     rows = sum(part.rows for part in parts)
     source = DescriptorRows.of(descriptors, details=config.details, catalog=config.catalog, groups=groups)
     say(f"index: {rows} x {dim}, {factory}: {reason}")
-    shards = cut_shards(parts, config.shard_rows)
+    shards = cut_shards(parts, shard_limit(config.shard_rows, factory))
     with ray_session(config):
         training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
         trained = trained_quantizer(writer.store, TRAINED, source, parts, training, query_blobs(descriptors))

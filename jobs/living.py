@@ -34,6 +34,7 @@ from jobs.sharding import (
     build_shards,
     cut_shards,
     quantizer_of,
+    shard_limit,
     shard_summary,
     trained_quantizer,
 )
@@ -58,8 +59,8 @@ class AddConfig(IndexConfig):
     """Descriptors artifact with the new pictures."""
     replace: bool = False
     """A picture that the index has already is replaced; without this it is an error."""
-    shard_rows: int = Field(default=131072, ge=1)
-    """Most rows of a new shard."""
+    shard_rows: int = Field(default=0, ge=0)
+    """Most rows of a new shard; 0: as `manet index`."""
     details: bool = True
     """Store uri, description and category of each picture."""
     catalog: str = ""
@@ -78,12 +79,12 @@ class DeleteConfig(IndexConfig):
 class CompactConfig(IndexConfig):
     """Flags of `manet index compact`."""
 
-    shard_rows: int = Field(default=131072, ge=1)
-    """Most rows of a rewritten shard."""
+    shard_rows: int = Field(default=0, ge=0)
+    """Most rows of a rewritten shard; 0: as `manet index`."""
     max_deleted: float = Field(default=0.1, ge=0, le=1)
     """Share of deleted rows above which a shard is rewritten."""
     small_shard: float = Field(default=0.5, ge=0, le=1)
-    """Shards with fewer than this share of --shard-rows are merged, when there are two of them."""
+    """Shards with fewer than this share of the most rows are merged, when there are two of them."""
     max_drift: float = Field(default=1.25, ge=1)
     """Quantization error of a shard, over that of the rows the quantizer was trained for, above which all is retrained."""
     seed: int = Field(default=0, ge=0)
@@ -136,7 +137,8 @@ def add(config: AddConfig) -> dict[str, Any]:
             )
         trained = quantizer_of(base)
         prefix = made.setdefault(trained.sha256, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows))
-        shards = cut_shards(parts, config.shard_rows, prefix)
+        limit = shard_limit(config.shard_rows, base.manifest.summary["factory"])
+        shards = cut_shards(parts, limit, prefix)
         receipts = build_shards(base.store, trained, base.manifest.summary["dim"], source, shards, "index add")
         filled = [part for receipt in receipts for part in receipt.parts]
         stones = _with_tombstones(base, present, prefix) if len(present) else base.parts("tombstones")
@@ -193,7 +195,8 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         baseline = base.manifest.summary["quantization_error"]
         drift = max(errors.values(), default=0.0) / baseline if baseline else 1.0
         retrain = drift > config.max_drift
-        chosen = every if retrain else _worn(every, live, config)
+        limit = shard_limit(config.shard_rows, base.manifest.summary["factory"])
+        chosen = every if retrain else _worn(every, live, config, limit)
         if not chosen:
             return None
         rows_of = ShardRows(base, dead)
@@ -202,7 +205,7 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         if retrain:
             trained = _retrain(base, rows_of, chosen, config, prefix)
             others = [part for part in others if part.name != quantizer_of(base).name] + [trained]
-        shards = cut_shards([part for part in chosen if live[part.name]], config.shard_rows, prefix, live)
+        shards = cut_shards([part for part in chosen if live[part.name]], limit, prefix, live)
         receipts = build_shards(base.store, trained, base.manifest.summary["dim"], rows_of, shards, "index compact")
         dropped = {_stem(part) for part in chosen}
         kept = [part for part in others if part.name.split(".")[0] not in dropped]
@@ -379,10 +382,10 @@ def _without(base: Artifact, dropped: set[str], prefix: str) -> list[Part]:
     return _put_stones(base, table.filter(pc.invert(gone)), prefix)
 
 
-def _worn(every: list[Part], live: Mapping[str, int], config: CompactConfig) -> list[Part]:
+def _worn(every: list[Part], live: Mapping[str, int], config: CompactConfig, limit: int) -> list[Part]:
     """Shards to rewrite: too many deleted rows, or small and not alone."""
     worn = [part for part in every if part.rows - live[part.name] > config.max_deleted * part.rows]
-    small = [part for part in every if live[part.name] < config.small_shard * config.shard_rows]
+    small = [part for part in every if live[part.name] < config.small_shard * limit]
     chosen = {part.name for part in worn} | ({part.name for part in small} if len(small) > 1 else set())
     return [part for part in every if part.name in chosen]
 

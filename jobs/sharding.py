@@ -34,6 +34,13 @@ class Shard:
     rows: int
 
 
+def shard_limit(asked: int, factory: str) -> int:
+    """Most rows of a shard: what was asked for, else what suits an index of this factory."""
+    from manet.index import full_shard
+
+    return asked or full_shard(factory)
+
+
 def cut_shards(
     parts: Sequence[Part], shard_rows: int, prefix: str = "shard", live: Mapping[str, int] | None = None
 ) -> list[Shard]:

@@ -14,57 +14,66 @@ from manet.rotation import principal_rotation, rotate
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 POINTS_PER_CENTROID = 39  # the fewest that faiss trains a centroid on without a warning
-FLAT_ROWS = POINTS_PER_CENTROID * 256  # below: too few to train 8-bit codes, and exact search is as quick
+FLAT_ROWS = 10_000  # below: exact search of all rows (BENCHMARKS.md)
 DEALT = "Dealt"  # `DealtN,...`: N principal axes dealt to the codes (manet.rotation), then a faiss factory
 _MAX_POINTS_PER_CELL = 48  # training points a cell: more gains little
 _MAX_PQ_POINTS = 65536
+_SHARD_ROWS, _ROWS_PER_LIST = 262_144, 128  # fewest rows of a full shard, and of one of its lists on average
+_LIST_STEP = 32  # the codes of a list are stored by 32 (fast scan): half as many places stay empty
 _OPQ_POINTS = 16384  # the rotation needs fewer points than the codes do
 _OPQ_ITERATIONS, _OPQ_KMEANS_FIRST, _OPQ_KMEANS = 6, 8, 2
-_DIMS_PER_CODE = 4
-_CODES = (256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2, 1)  # bytes of a code, longest first
-_USUAL_CODES = 64  # the longest where no memory is given
+_AXES_PER_BYTE = 4  # a byte is two 4-bit codes of two axes each
+_CODES = (256, 192, 128, 96, 64, 56, 48, 32, 16, 8, 4, 2, 1)  # bytes of a row's code, longest first
+_USUAL_CODE = 56  # the longest where no memory is given: with it half a million rows of 1,280 stay below 80 bytes each
 
 
 def choose_factory(rows: int, dim: int, memory: float = 0.0) -> tuple[str, str]:
     """A factory string for a gallery, and the reason in one line.
 
     Few rows stay flat. Else principal axes are dealt to the codes (`DealtN`), about 4 sqrt(N) cells of an inverted file
-    are trained, and one code of 8 bits stands for each 4 axes: candidates that the stored float16 vectors re-rank.
+    are trained, and one code of 4 bits stands for each 2 axes, read by faiss's fast scan (André, Kermarrec, Le Scouarnec,
+    *Quicker ADC*, TPAMI 2019): candidates that the stored float16 vectors re-rank.
 
     Args:
         rows: rows of the gallery.
         dim: their dimensions.
         memory: most resident bytes a vector, the stored vectors (memory-mapped) not counted: the longest code that fits is
-            taken; 0: 64 codes.
+            taken; 0: 56 bytes of code.
 
     Raises:
         InputError: no code is so small.
     """
     if rows < FLAT_ROWS:
-        return "Flat", f"{rows} rows are fewer than the {FLAT_ROWS} that train 8-bit codes; exact search is as quick"
+        return "Flat", f"{rows} rows are fewer than {FLAT_ROWS}: each of them is compared, which is exact"
     cells = min(int(4 * rows**0.5), rows // POINTS_PER_CENTROID)
     cells = 2 ** max(0, cells.bit_length() - 1)
-    lengths = [codes for codes in _CODES if codes * _DIMS_PER_CODE <= dim]
+    lengths = [length for length in _CODES if length * _AXES_PER_BYTE <= dim]
     if not lengths:
         return "Flat", f"{dim} dimensions are too few to quantize"
-    sizes = {codes: resident_bytes(rows, dim, cells, codes) for codes in lengths}
-    fitting = [codes for codes in lengths if (sizes[codes] <= memory if memory else codes <= _USUAL_CODES)]
+    sizes = {length: resident_bytes(rows, dim, cells, length) for length in lengths}
+    fitting = [length for length in lengths if (sizes[length] <= memory if memory else length <= _USUAL_CODE)]
     if not fitting:
         raise InputError(
             f"--memory-per-vector {memory:g}: the smallest code needs {min(sizes.values()):.1f} bytes a vector here"
         )
     found = fitting[0]
     return (
-        f"{DEALT}{found * _DIMS_PER_CODE},IVF{cells},PQ{found}",
-        f"{rows} rows train {cells} cells and 8-bit codes of {_DIMS_PER_CODE} axes each, {sizes[found]:.1f} bytes a vector",
+        f"{DEALT}{found * _AXES_PER_BYTE},IVF{cells},PQ{found * 2}x4fs",
+        f"{rows} rows train {cells} cells and 4-bit codes of 2 axes each, {sizes[found]:.1f} bytes a vector",
     )
 
 
-def resident_bytes(rows: int, dim: int, cells: int, codes: int) -> float:
-    """Bytes a vector of `DealtN,IVFcells,PQcodes` in memory: code and id, and its share of what all rows share."""
-    axes = codes * _DIMS_PER_CODE
-    shared = 4 * (cells * axes + dim * axes + 256 * axes)  # centroids, rotation, codebooks: float32
-    return codes + 8 + shared / rows
+def resident_bytes(rows: int, dim: int, cells: int, length: int) -> float:
+    """Bytes a vector in memory: a code of `length` bytes, its place in a list, its id, its share of what all rows share."""
+    axes = length * _AXES_PER_BYTE
+    shared = 4 * (cells * axes + dim * axes + 16 * axes)  # centroids, rotation, codebooks: float32
+    per_list = min(rows, max(_SHARD_ROWS, _ROWS_PER_LIST * cells)) / cells
+    return length * (1 + (_LIST_STEP - 1) / 2 / per_list) + 8 + shared / rows
+
+
+def full_shard(factory: str) -> int:
+    """Rows of a full shard: so many that its lists are long, as each of them wastes half a block of codes."""
+    return max(_SHARD_ROWS, _ROWS_PER_LIST * _cells(factory))
 
 
 def split_factory(factory: str, dim: int) -> tuple[int, str]:
@@ -94,7 +103,7 @@ def check_factory(factory: str, dim: int) -> None:
         training_rows(factory, 1)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"--factory {factory}: faiss: {_last_line(error)}") from None
-    if axes and not isinstance(inner, faiss.IndexIVFPQ):
+    if axes and not isinstance(inner, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan):
         raise InputError(f"--factory {factory}: {DEALT} deals axes to the codes of IVF...,PQ..., and {rest} has none")
 
 
@@ -102,8 +111,12 @@ def training_rows(factory: str, rows: int) -> int:
     """How many rows of a uniform sample train a factory's quantizers."""
     if factory == "Flat":
         return min(rows, 1)
-    cells = max([int(piece[3:].split("_")[0]) for piece in factory.split(",") if piece.startswith("IVF")], default=0)
-    return min(rows, max(cells * _MAX_POINTS_PER_CELL, _MAX_PQ_POINTS))
+    return min(rows, max(_cells(factory) * _MAX_POINTS_PER_CELL, _MAX_PQ_POINTS))
+
+
+def _cells(factory: str) -> int:
+    """Cells of a factory's inverted file; 0: it has none."""
+    return max([int(piece[3:].split("_")[0]) for piece in factory.split(",") if piece.startswith("IVF")], default=0)
 
 
 def train(sample_ND: Matrix, factory: str, *, seed: int = 0, threads: int = 1, gpus: int = 0) -> bytes:
@@ -224,7 +237,19 @@ def quantization_error(index: Any, vectors_ND: Matrix) -> float:  # noqa: ANN401
     turned = vectors
     for transform in transforms(index):
         turned = transform.apply(turned)
-    decoded = ivf.sa_decode(ivf.sa_encode(turned))
+    decoded = _decoded(ivf, turned)
     dropped = (vectors.astype(np.float64) ** 2).sum(1) - (turned.astype(np.float64) ** 2).sum(1)
     lost = ((turned - decoded).astype(np.float64) ** 2).sum(1)
     return float(np.mean(np.maximum(dropped, 0) + lost))
+
+
+def _decoded(ivf: Any, turned_ND: Matrix) -> Matrix:  # noqa: ANN401 - faiss.IndexIVF
+    """What the codes of an inverted file stand for; by hand with a product quantizer (fast scan's own decoder crashes)."""
+    if not hasattr(ivf, "pq"):
+        decoded: Matrix = ivf.sa_decode(ivf.sa_encode(turned_ND))
+        return decoded
+    centres_ND = np.zeros_like(turned_ND)
+    if ivf.by_residual:
+        centres_ND = ivf.quantizer.reconstruct_batch(ivf.quantizer.search(turned_ND, 1)[1][:, 0])
+    found: Matrix = centres_ND + ivf.pq.decode(ivf.pq.compute_codes(np.ascontiguousarray(turned_ND - centres_ND)))
+    return found

@@ -1,4 +1,4 @@
-"""The files of one shard, opened for search: codes and vectors memory-mapped, quantizer shared between shards.
+"""The files of one shard, opened for search: vectors memory-mapped (fast-scan codes are read), quantizer shared between shards.
 
 Shape letters: Q queries, D dimensions.
 """
@@ -69,7 +69,7 @@ class Shard:
             alike = self.ivf.nlist == other.ivf.nlist and self.ivf.code_size == other.ivf.code_size
         if not alike:
             raise InputError(f"{self.name} and {other.name} were not built with the same quantizer")
-        if isinstance(self.ivf, faiss.IndexIVFPQ):
+        if isinstance(self.ivf, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan):
             self.index = self.ivf = _with_quantizer(self.ivf, other.ivf.quantizer)
 
     def candidates(
@@ -112,9 +112,13 @@ class Shard:
         return found
 
 
-def _with_quantizer(own: Any, quantizer: Any) -> Any:  # noqa: ANN401 - faiss.IndexIVFPQ, faiss.Index
+def _with_quantizer(own: Any, quantizer: Any) -> Any:  # noqa: ANN401 - faiss.IndexIVFPQ or its fast scan, faiss.Index
     """The inverted lists and codes of `own` under another coarse quantizer, so that its own one can be freed."""
-    slim = swig.IndexIVFPQ(quantizer, own.d, own.nlist, own.pq.M, own.pq.nbits, own.metric_type, False)
+    shape = (quantizer, own.d, own.nlist, own.pq.M, own.pq.nbits, own.metric_type)
+    if isinstance(own, faiss.IndexIVFPQFastScan):
+        slim = swig.IndexIVFPQFastScan(*shape, own.bbs, False)
+    else:
+        slim = swig.IndexIVFPQ(*shape, False)
     slim.pq = own.pq
     slim.by_residual, slim.is_trained, slim.ntotal = own.by_residual, True, own.ntotal
     own.own_invlists = False

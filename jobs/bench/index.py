@@ -45,8 +45,8 @@ class Config(SessionConfig):
     """Factory of the project's index, as `manet index --factory`."""
     stock_factory: str = ""
     """Factory of the stock index; default: the same, with OPQ for the rotation."""
-    shard_rows: int = Field(default=131072, ge=1)
-    """Most rows of a shard of the project's index."""
+    shard_rows: int = Field(default=0, ge=0)
+    """Most rows of a shard of the project's index; 0: as `manet index`."""
     queries: int = Field(default=1000, ge=1)
     """Held-out queries, at most."""
     recall_target: float = Field(default=0.95, gt=0, le=1)

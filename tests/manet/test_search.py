@@ -59,10 +59,10 @@ def test_equal_scores_come_in_order_of_row() -> None:
     ("rows", "dim", "factory"),
     [
         (100, 1280, "Flat"),
-        (39 * 256 - 1, 1280, "Flat"),
-        (39 * 256, 1280, "Dealt256,IVF256,PQ64"),
-        (500_000, 2048, "Dealt256,IVF2048,PQ64"),
-        (500_000, 128, "Dealt128,IVF2048,PQ32"),
+        (9_999, 1280, "Flat"),
+        (10_000, 1280, "Dealt224,IVF256,PQ112x4fs"),
+        (500_000, 2048, "Dealt224,IVF2048,PQ112x4fs"),
+        (500_000, 128, "Dealt128,IVF2048,PQ64x4fs"),
         (500_000, 3, "Flat"),
     ],
 )
@@ -73,7 +73,9 @@ def test_choice_of_factory(rows: int, dim: int, factory: str) -> None:
     assert 0 < training_rows(chosen, rows) <= rows
 
 
-@pytest.mark.parametrize("factory", ["Flat", "OPQ8_32,IVF32,PQ8x6", "IVF16,SQ8", "Dealt32,IVF32,PQ8x6"])
+@pytest.mark.parametrize(
+    "factory", ["Flat", "OPQ8_32,IVF32,PQ8x6", "IVF16,SQ8", "Dealt32,IVF32,PQ8x6", "Dealt32,IVF32,PQ16x4fs"]
+)
 def test_any_number_of_shards_answers_as_one(factory: str, vectors: Matrix, tmp_path: Path) -> None:
     """With candidates enough, refined answers are the exact ones, however the gallery is cut."""
     trained = train(vectors.astype(np.float32), factory)
@@ -120,7 +122,7 @@ def test_fewer_rows_than_answers(vectors: Matrix, tmp_path: Path) -> None:
     assert Searcher(shards).search(np.empty((0, DIM), np.float32), 7) == []
 
 
-@pytest.mark.parametrize("factory", ["Dealt16,IVF32,PQ4x6", "Flat"])
+@pytest.mark.parametrize("factory", ["Dealt16,IVF32,PQ4x6", "Dealt16,IVF32,PQ8x4fs", "Flat"])
 def test_answers_do_not_depend_on_the_cut_or_the_order(factory: str, vectors: Matrix, tmp_path: Path) -> None:
     """Few candidates, so that their choice matters; every vector stands there twice, so that ties do."""
     trained = train(vectors, factory)
@@ -170,11 +172,10 @@ def test_filters_and_deleted_rows(vectors: Matrix, tmp_path: Path) -> None:
         searcher._shards[0].matching("group", pa.array(["x"]))
 
 
-def test_filters_that_leave_many_rows_go_through_the_cells(
-    vectors: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("manet.search.EXACT_BELOW", 0)
-    searcher = Searcher(_shards(tmp_path, train(vectors, "IVF16,PQ8x6"), vectors, 2), nprobe=16, refine=300)
+@pytest.mark.parametrize("factory", ["IVF16,PQ8x6", "IVF16,PQ16x4fs"])
+def test_filters_that_leave_many_rows_go_through_the_cells(factory: str, vectors: Matrix, tmp_path: Path) -> None:
+    shards = _shards(tmp_path, train(vectors, factory), vectors, 2)
+    searcher = Searcher(shards, nprobe=16, refine=300, exact_below=0)
     kept = np.arange(0, 4000, 2)
     allowed = searcher.allow(ids=[f"p{row:05d}" for row in kept])
     _, exact = exact_search(vectors[kept], vectors[1::400], 7)
@@ -226,8 +227,9 @@ def test_the_rotation_keeps_what_lies_in_few_dimensions(vectors: Matrix) -> None
     np.testing.assert_allclose(turned[:9] @ turned[:9].T, flat[:9] @ flat[:9].T, atol=1e-4)
 
 
-def test_quantization_error_tells_other_vectors(vectors: Matrix) -> None:
-    index = faiss.deserialize_index(np.frombuffer(train(vectors[:3000], "Dealt32,IVF64,PQ16x6"), np.uint8))
+@pytest.mark.parametrize("factory", ["Dealt32,IVF64,PQ16x6", "Dealt32,IVF64,PQ16x4fs"])
+def test_quantization_error_tells_other_vectors(factory: str, vectors: Matrix) -> None:
+    index = faiss.deserialize_index(np.frombuffer(train(vectors[:3000], factory), np.uint8))
     own = quantization_error(index, vectors[1::7])
     other = np.random.default_rng(2).standard_normal((500, DIM))
     other /= np.linalg.norm(other, axis=1, keepdims=True)
