@@ -65,7 +65,7 @@ class Config(JobConfig, TuningConfig):
     """faiss index factory string, or `auto`: flat while a quantizer would lack training points, else rotation,IVF,PQ."""
     memory_per_vector: float = Field(default=0.0, ge=0)
     """Most bytes of memory a vector, the stored vectors (memory-mapped) not counted: the automatic factory takes the longest code
-    that fits; 0: 56 bytes of code."""
+    that fits; 0: 40 bytes of code."""
     shard_rows: int = Field(default=0, ge=0)
     """Most rows of a shard (shards are cut at the borders of descriptor parts); 0: 262,144, more where there are many cells."""
     seed: int = Field(default=0, ge=0)

@@ -23,8 +23,8 @@ _LIST_STEP = 32  # the codes of a list are stored by 32 (fast scan): half as man
 _OPQ_POINTS = 16384  # the rotation needs fewer points than the codes do
 _OPQ_ITERATIONS, _OPQ_KMEANS_FIRST, _OPQ_KMEANS = 6, 8, 2
 _AXES_PER_BYTE = 4  # a byte is two 4-bit codes of two axes each
-_CODES = (256, 192, 128, 96, 64, 56, 48, 32, 16, 8, 4, 2, 1)  # bytes of a row's code, longest first
-_USUAL_CODE = 56  # the longest where no memory is given: with it half a million rows of 1,280 stay below 80 bytes each
+_CODES = (256, 192, 128, 96, 64, 48, 40, 32, 16, 8, 4, 2, 1)  # bytes of a row's code, longest first
+_USUAL_CODE = 40  # the longest where no memory is given: longer ones found hardly more (BENCHMARKS.md)
 
 
 def choose_factory(rows: int, dim: int, memory: float = 0.0) -> tuple[str, str]:
@@ -38,7 +38,7 @@ def choose_factory(rows: int, dim: int, memory: float = 0.0) -> tuple[str, str]:
         rows: rows of the gallery.
         dim: their dimensions.
         memory: most resident bytes a vector, the stored vectors (memory-mapped) not counted: the longest code that fits is
-            taken; 0: 56 bytes of code.
+            taken; 0: 40 bytes of code.
 
     Raises:
         InputError: no code is so small.

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from manet.errors import InputError
 from manet.index import transforms
-from manet.shards import Matrix, Shard, ShardFiles
+from manet.shards import Matrix, Shard, ShardFiles, give_back
 from manet.tuning import Scale
 
 DEFAULT_REFINE = 100  # candidates that are re-scored
@@ -94,6 +94,7 @@ class Searcher:
         if not all(shard.all_live for shard in self._shards):
             masks = tuple(shard.live for shard in self._shards)
             self._live = Allowed(masks=masks, rows=sum(int(mask.sum()) for mask in masks))
+        give_back()
 
     def __len__(self) -> int:
         """Rows that are not deleted."""
@@ -143,9 +144,9 @@ class Searcher:
 
     def _each(self, work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
         """`work` on all items by the threads of the pool."""
-        if len(items) == 1:
+        if len(items) == 1 or self._threads == 1:
             faiss.omp_set_num_threads(1)
-            return [work(items[0])]
+            return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
     def _search_slice(self, queries: Matrix, k: int, allowed: Allowed | None, *, alone: bool) -> list[list[Hit]]:

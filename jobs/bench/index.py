@@ -168,7 +168,6 @@ class Bench:
             "peak_own_mib": run.peak_own_mib,
             "largest_process_mib": run.largest_mib,
             "resident_bytes_per_vector": opened["resident_bytes_per_vector"],
-            "anonymous_bytes_per_vector": opened["anonymous_bytes_per_vector"],
             "open_s": opened["open_s"],
             "queries_per_s": opened["queries_per_s"],
         }

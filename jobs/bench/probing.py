@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,9 @@ def opened(uri: str, queries: str, nprobe: str, refine: str, threads: str) -> di
     from jobs.querying import open_index, open_searcher
 
     queries_QD = np.load(queries).astype(np.float32)
-    before, started = resident(), time.monotonic()
-    searcher = open_searcher(open_index(uri), nprobe=int(nprobe), refine=int(refine), threads=int(threads))
+    started = time.monotonic()
+    opening = partial(open_searcher, nprobe=int(nprobe), refine=int(refine), threads=int(threads))
+    searcher = opening(open_index(uri))
     ready = time.monotonic()
     searcher.search(queries_QD[:1], K)
     first = time.monotonic()
@@ -141,8 +143,12 @@ def opened(uri: str, queries: str, nprobe: str, refine: str, threads: str) -> di
     began = time.monotonic()
     for batch in batches(queries_QD):
         searcher.search(batch, K)
+    rate = len(queries_QD) / (time.monotonic() - began)
+    before, second = resident(), opening(open_index(uri))
+    for batch in batches(queries_QD):
+        second.search(batch, K)
     return {
-        "queries_per_s": round(len(queries_QD) / (time.monotonic() - began), 1),
+        "queries_per_s": round(rate, 1),
         **kept(before, resident(), len(searcher)),
         "open_s": round(ready - started, 4),
         "first_answer_s": round(first - started, 4),

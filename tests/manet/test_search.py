@@ -60,8 +60,8 @@ def test_equal_scores_come_in_order_of_row() -> None:
     [
         (100, 1280, "Flat"),
         (9_999, 1280, "Flat"),
-        (10_000, 1280, "Dealt224,IVF256,PQ112x4fs"),
-        (500_000, 2048, "Dealt224,IVF2048,PQ112x4fs"),
+        (10_000, 1280, "Dealt160,IVF256,PQ80x4fs"),
+        (500_000, 2048, "Dealt160,IVF2048,PQ80x4fs"),
         (500_000, 128, "Dealt128,IVF2048,PQ64x4fs"),
         (500_000, 3, "Flat"),
     ],
