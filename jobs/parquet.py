@@ -20,7 +20,10 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def read_parquet(source: bytes | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The table (or some of its columns) in the bytes of a Parquet file, or in a file of this machine.
 
-    Not by `pq.read_table`: its threads may hold a Python file for longer than the interpreter lives, and abort at its end.
+    Not by `pq.read_table`: its threads may hold a Python file for longer than the interpreter lives, and abort at its end. By
+    one thread, and unused memory given back: else each of Arrow's threads keeps what the largest table needed.
     """
     file = pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
-    return file.read(columns=list(columns) if columns is not None else None)
+    table = file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+    pa.default_memory_pool().release_unused()
+    return table

@@ -180,9 +180,11 @@ def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) ->
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        quantizer = Artifact.checked(store, trained)
+        empty = faiss.deserialize_index(np.frombuffer(quantizer, np.uint8))
         refine = np.lib.format.open_memmap(folder / "refine.npy", "w+", np.float16, (shard.rows, dim))
         tables: list[pa.Table] = []
-        sample: list[Vectors] = []
+        errors: list[tuple[float, int]] = []  # of a few rows of each block, and how many
 
         def blocks() -> Iterator[Vectors]:
             start = 0
@@ -191,11 +193,12 @@ def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) ->
                 refine[start : start + len(table)] = vectors
                 start += len(table)
                 tables.append(table)
-                sample.append(np.array(vectors[:: max(1, len(vectors) // _ERROR_ROWS)]))
+                few = vectors[:: max(1, len(vectors) // _ERROR_ROWS)]
+                errors.append((quantization_error(empty, few), len(few)))
                 for at in range(0, len(vectors), 8192):
                     yield vectors[at : at + 8192]
 
-        index = build_shard(Artifact.checked(store, trained), blocks(), threads=1)
+        index = build_shard(quantizer, blocks(), threads=1)
         refine.flush()
         faiss.write_index(index, str(folder / "shard.faiss"))
         ids = pa.concat_tables(tables, promote_options="default")
@@ -204,7 +207,7 @@ def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) ->
             f"{shard.name}.ids.parquet": Blob(data=parquet_bytes(ids), rows=len(ids)),
             f"{shard.name}.refine.npy": Blob(data=folder / "refine.npy", rows=shard.rows),
         }
-        error = quantization_error(index, np.concatenate(sample)) if shard.rows else 0.0
+        error = sum(each * rows for each, rows in errors) / max(1, sum(rows for _, rows in errors))
         return put_unit(store, shard.name, blobs, {"rows": shard.rows, "quantization_error": round(error, 6)})
 
 

@@ -119,7 +119,7 @@ def test_a_life_of_kills(tmp_path: Path) -> None:
         for place, command in enumerate(wild.commands):
             wanted = KILLS * (place + 1) // len(wild.commands)
             while kills < wanted:
-                if not killed_at(command, log, rng.uniform(0.3, 0.9) * lasted[place]):
+                if not killed_at(command, log, rng.uniform(0.2, 0.6) * lasted[place]):
                     break  # it ended before its kill: the next command takes that on
                 kills += 1
             run_to_its_end(command, log)
@@ -128,7 +128,7 @@ def test_a_life_of_kills(tmp_path: Path) -> None:
         reader.join(120)
     assert reader.faults == []
     assert reader.seen == sorted(reader.seen)
-    assert kills >= KILLS - 2  # each hit a driver at work
+    assert kills == KILLS  # each hit a driver at work
     assert state(wild.uri) == state(calm.uri)
     held = dict(zip([f"a{row:04d}" for row in range(300)], gallery, strict=True))
     held |= dict(zip([f"b{row:04d}" for row in range(200)], new, strict=True))
