@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import Field
 
 from cluster.errors import BadInputError, JobFailedError
-from cluster.session import SessionConfig, quiet, ray_session, require_resources
+from cluster.session import SessionConfig, joins_cluster, quiet, ray_session, require_resources
 from cluster.telemetry import say
 from jobs.querying import open_index, query_spec
 from jobs.serving.settings import ServingConfig
@@ -61,7 +61,8 @@ def run(config: Config) -> dict[str, Any]:
         stop.wait()
         say("serve: stopping; requests in hand are answered first")
         _drain(config, gateways)
-        serve.shutdown()
+        if joins_cluster(config):  # a session of this machine alone ends with all that runs in it
+            serve.shutdown()
     return {"kind": "serve", "index": index.uri, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -151,7 +152,7 @@ def _token_hashes(config: Config) -> frozenset[str]:
 
 def _require_port(config: Config) -> None:
     """Refuse at once a port that cannot be listened at; of a cluster's nodes nothing is known here."""
-    if config.ray_address or os.environ.get("RAY_ADDRESS"):
+    if joins_cluster(config):
         return
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family) as probe:

@@ -141,9 +141,19 @@ class Searcher:
         """A picture of the gallery and its stored descriptor, float16 [D]; the score is 1. None: there is none of that id."""
         for shard in self._shards:
             for row in np.flatnonzero(shard.live & shard.matching("image_id", pa.array([image_id]))).tolist():
-                about = {name: values[0] for name, values in shard.details(np.array([row])).items() if name != "group"}
-                return Hit(score=1.0, **about), shard.vectors[row]
+                return _itself(shard, row), shard.vectors[row]
         return None
+
+    def sample(self, count: int, seed: int = 0) -> list[Hit]:
+        """Up to `count` pictures of the gallery, drawn evenly; each scores 1."""
+        live = [np.flatnonzero(shard.live) for shard in self._shards]
+        ends = np.cumsum([len(rows) for rows in live])
+        drawn = np.random.default_rng(seed).permutation(ends[-1])[:count]
+        shards = np.searchsorted(ends, drawn, side="right")
+        return [
+            _itself(self._shards[shard], int(live[shard][place - ends[shard]]))
+            for shard, place in zip(shards.tolist(), drawn.tolist(), strict=True)
+        ]
 
     def categories(self) -> dict[str, int]:
         """Category -> live pictures of it, most first; empty where the index holds no categories."""
@@ -298,6 +308,12 @@ class Searcher:
                 ]
             )
         return answers
+
+
+def _itself(shard: Shard, row: int) -> Hit:
+    """A row of the gallery as its own answer."""
+    about = {name: values[0] for name, values in shard.details(np.array([row])).items() if name != "group"}
+    return Hit(score=1.0, **about)
 
 
 def _cut(found: Sequence[tuple[Matrix, Matrix]], wanted: int, sizes: Sequence[int]) -> tuple[Matrix, Matrix]:

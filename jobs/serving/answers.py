@@ -94,6 +94,12 @@ class Item(_Answer):
     version: int
 
 
+class Items(_Answer):
+    """Some pictures of the gallery."""
+
+    items: list[Item]
+
+
 class Category(_Answer):
     """A category and its pictures in the index."""
 

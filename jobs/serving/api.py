@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from jobs.make import code
 from jobs.serving import gateway as serving
-from jobs.serving.answers import BatchAnswer, ErrorAnswer, Health, IndexAnswer, Item, SearchAnswer
+from jobs.serving.answers import BatchAnswer, ErrorAnswer, Health, IndexAnswer, Item, Items, SearchAnswer
 from jobs.serving.refusals import Refusal
 from jobs.serving.settings import MOST_ANSWERS, MOST_PICTURES, SIDES
 
@@ -161,6 +161,14 @@ def _items(app: FastAPI, service: "Gateway") -> None:
             return Response(status_code=304, headers=headers)
         data = await (service.image(image_id, side) if map == "none" else service.image_map(image_id, side, map))
         return Response(data, media_type="image/jpeg", headers=headers)
+
+    @app.get("/v1/items", responses=_problems(422), operation_id="items")
+    async def items(
+        count: Annotated[int, Query(ge=1, le=MOST_ANSWERS, description="Pictures, at most.")] = 16,
+        seed: Annotated[int, Query(ge=0, le=2**31, description="Other pictures for another seed.")] = 0,
+    ) -> Items:
+        """Some pictures of the gallery, drawn evenly."""
+        return await service.sample(count, seed)
 
     @app.get("/v1/items/{image_id:path}", responses=_problems(404, 422), operation_id="item")
     async def item(image_id: str) -> Item:

@@ -21,7 +21,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from jobs.drawing import data_uri, heat, jpeg
 from jobs.pictures import Picture, fetch_picture
 from jobs.querying import answer_row
-from jobs.serving.answers import BatchItem, IndexAnswer, Item, Limits, Maps, Pair, Problem, Result, SearchAnswer
+from jobs.serving.answers import BatchItem, IndexAnswer, Item, Items, Limits, Maps, Pair, Problem, Result, SearchAnswer
 from jobs.serving.embedder import Asked, EmbedderSettings, Seen
 from jobs.serving.fetching import Fetcher
 from jobs.serving.gallery import Edition, Gallery
@@ -201,12 +201,13 @@ class Gateway:
         """
         edition = self.gallery.current
         hit, _ = await self._thread(self._stored, edition, image_id)
-        row = answer_row(hit)
-        uri, image = _public(hit.uri), _image_path(image_id)
-        return Item(
-            image_id=image_id, uri=uri, description=row["description"], category=hit.category, image=image,
-            version=edition.number,
-        )  # fmt: skip
+        return _item(hit, edition.number)
+
+    async def sample(self, count: int, seed: int) -> Items:
+        """Some pictures of the gallery: the same for the same seed and version."""
+        edition = self.gallery.current
+        hits = await self._thread(edition.searcher.sample, count, seed)
+        return Items(items=[_item(hit, edition.number) for hit in hits])
 
     async def image(self, image_id: str, side: int) -> bytes:
         """A gallery picture as a JPEG square.
@@ -341,6 +342,13 @@ def _of(value: _T | None) -> _T:
     """A value that is there, by what was asked for."""
     assert value is not None  # noqa: S101 - for the type checker
     return value
+
+
+def _item(hit: Hit, version: int) -> Item:
+    return Item(
+        image_id=hit.image_id, uri=_public(hit.uri), description=hit.description, category=hit.category,
+        image=_image_path(hit.image_id), version=version,
+    )  # fmt: skip
 
 
 def _result(hit: Hit, why: list[Pair] | None) -> Result:
