@@ -31,6 +31,7 @@ from manet.errors import PictureError
 
 THUMB = 150  # px
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+LOOK = Path(__file__).with_name("serving") / "page" / "look.css"  # shared with the search page
 
 
 class Config(JobConfig):
@@ -79,6 +80,7 @@ def _build(
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     history = json.loads(opened["model"].read(opened["model"].parts("metrics.json")[0]))["history"]
     page = template.render(
+        look=LOOK.read_text(),
         figures=opened["evaluation"].manifest.summary,
         rows=opened["comparison"].manifest.summary["table"],
         index=opened["index"].manifest.summary,

@@ -26,6 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body of one picture
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _OPEN = ("/healthz", "/readyz")  # without a token
+_HEAD = 32 << 10  # bytes of a request's headers
 _CLIENTS = 10_000  # whose rate is remembered
 _BURST_S = 10
 _HEADERS = {
@@ -98,6 +99,8 @@ class Guard:
             self._metrics.request(scope, status, time.monotonic() - began)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD:
+            raise Refusal(431, "headers_too_large", "The request's headers are too large.")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
         client = self._client(scope, headers)

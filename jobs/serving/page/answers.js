@@ -52,7 +52,7 @@ function explain(result) {
     byId("why-text").textContent = "The picture of this answer is no longer where the catalogue says.";
     return;
   }
-  byId("why-text").textContent = `The score, ${result.score.toFixed(3)}, is a sum over all pairs of regions of the two pictures. These add most; boxes of one colour belong together.`;
+  byId("why-text").textContent = `The score, ${result.score.toFixed(3)}, is a sum over all pairs of regions of the two pictures. These pairs add most to it, each with its share; boxes of one colour belong together.`;
   const layers = ["query", "answer"].map((side) => {
     const svg = draw("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
     result.why.forEach((pair, place) => {
@@ -71,7 +71,7 @@ function explain(result) {
       const share = ((100 * pair.part) / result.score).toFixed(1);
       const on = () => highlight(place);
       const off = () => highlight(null);
-      return make("li", {}, make("button", { type: "button", class: "button small", onmouseenter: on, onfocus: on, onmouseleave: off, onblur: off }, swatch, `${share}% of the score`));
+      return make("li", {}, make("button", { type: "button", class: "button small", onmouseenter: on, onfocus: on, onmouseleave: off, onblur: off }, swatch, `${share}%`));
     }),
   );
 }

@@ -226,4 +226,5 @@ byId("token-form").onsubmit = (event) => {
 };
 window.addEventListener("popstate", readAddress);
 setCategories([]);
+byId("filters").open = matchMedia("(min-width: 861px)").matches;
 start();
