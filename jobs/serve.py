@@ -112,7 +112,9 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
             http_options=HTTPOptions(host=config.host, port=config.port),
             logging_config=LoggingConfig(log_level="ERROR", enable_access_log=False),
         )
-        return serve.run(gateway, name=_NAME, route_prefix="/", logging_config={"log_level": "ERROR", "enable_access_log": False})
+        return serve.run(
+            gateway, name=_NAME, route_prefix="/", logging_config={"log_level": "ERROR", "enable_access_log": False}
+        )
     except RuntimeError as error:
         raise JobFailedError(f"the service does not come up: {' '.join(str(error).split())[-300:]}") from error
 

@@ -51,9 +51,7 @@ class Client:
         seconds: time limit of one try.
     """
 
-    def __init__(
-        self, address: str, *, token: str | None = None, tries: int = 5, seconds: float = 60.0
-    ) -> None:
+    def __init__(self, address: str, *, token: str | None = None, tries: int = 5, seconds: float = 60.0) -> None:
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ServiceError(0, "address", f"{address!r} is no http:// or https:// address")

@@ -218,9 +218,7 @@ class Searcher:
         wanted = max(self.refine, -(-how.k * self.refine // USUAL_ANSWERS), how.k)
         return self._rescored(queries, self._candidates(queries, wanted, allowed, alone=alone), how)
 
-    def _candidates(
-        self, queries: Matrix, wanted: int, allowed: Allowed | None, *, alone: bool
-    ) -> list[list[_Piece]]:
+    def _candidates(self, queries: Matrix, wanted: int, allowed: Allowed | None, *, alone: bool) -> list[list[_Piece]]:
         """For each query its candidate rows, shard by shard."""
         turned, cells, closeness = self._assign(queries, allowed)
         masks: Sequence[Matrix | None] = allowed.masks if allowed else [None] * len(self._shards)
@@ -264,7 +262,9 @@ class Searcher:
         k = how.k
         for query, pieces in zip(queries, chosen, strict=True):
             found = [
-                products if products is not None and not how.rerank else scored(self._shards[shard].vectors, rows, query)
+                products
+                if products is not None and not how.rerank
+                else scored(self._shards[shard].vectors, rows, query)
                 for shard, rows, products in pieces
             ]
             scores = np.concatenate([np.empty(0, np.float32), *found])

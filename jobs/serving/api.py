@@ -37,7 +37,9 @@ Side = Annotated[int, Query(ge=1, le=SIDES[-1], description="Least side of the s
 Categories = Annotated[list[str], Form(max_length=64, description="Only pictures of these categories answer.")]
 Ids = Annotated[list[str], Form(max_length=10_000, description="Only these pictures answer.")]
 K = Annotated[int, Form(ge=1, le=MOST_ANSWERS, description="Answers.")]
-Rerank = Annotated[bool, Form(description="Score candidates with the stored vectors; else as the quantizer ranks them.")]
+Rerank = Annotated[
+    bool, Form(description="Score candidates with the stored vectors; else as the quantizer ranks them.")
+]
 Fold = Annotated[bool, Form(description="Of near-duplicates only the best answers, where the index knows them.")]
 
 
@@ -92,8 +94,10 @@ def _searches(app: FastAPI, service: "Gateway") -> None:
     @app.post("/v1/search", responses=_problems(400, 404, 411, 413, 415, 422, 429, 502), operation_id="search")
     async def search(
         picture: Annotated[UploadFile | None, File(description="A picture: JPEG, PNG, WebP, GIF, BMP or TIFF.")] = None,
-        id: Annotated[str | None, Form(max_length=1024, description="Or a picture of the gallery.")] = None,  # noqa: A002
-        url: Annotated[str | None, Form(max_length=2048, description="Or an https:// URL, where that is allowed.")] = None,
+        id: Annotated[str | None, Form(max_length=1024, description="Or a picture of the gallery.")] = None,
+        url: Annotated[
+            str | None, Form(max_length=2048, description="Or an https:// URL, where that is allowed.")
+        ] = None,
         k: K = 7,
         category: Categories = [],  # noqa: B006 - FastAPI copies it
         ids: Ids = [],  # noqa: B006
@@ -119,7 +123,7 @@ def _searches(app: FastAPI, service: "Gateway") -> None:
     @app.post("/v1/search:batch", responses=_problems(400, 411, 413, 415, 422, 429), operation_id="searchBatch")
     async def batch(
         picture: Annotated[list[UploadFile], File(description="Pictures.")] = [],  # noqa: B006
-        id: Annotated[list[str], Form(description="And pictures of the gallery.")] = [],  # noqa: A002, B006
+        id: Annotated[list[str], Form(description="And pictures of the gallery.")] = [],  # noqa: B006
         k: K = 7,
         category: Categories = [],  # noqa: B006
         ids: Ids = [],  # noqa: B006
@@ -149,7 +153,7 @@ def _items(app: FastAPI, service: "Gateway") -> None:
         request: Request,
         image_id: str,
         side: Side = 256,
-        map: Annotated[  # noqa: A002
+        map: Annotated[
             Literal["none", "saliency", "text"], Query(description="Where the network looked, in colours.")
         ] = "none",
     ) -> Response:
@@ -184,9 +188,7 @@ def _operations(app: FastAPI, service: "Gateway") -> None:
 
     png: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "A plot."}}
 
-    @app.get(
-        "/v1/index/recall.png", response_class=Response, responses=png | _problems(404), operation_id="recallPlot"
-    )
+    @app.get("/v1/index/recall.png", response_class=Response, responses=png | _problems(404), operation_id="recallPlot")
     async def recall() -> Response:
         """Recall against cost of every setting that was tried when the index was tuned."""
         return Response(service.gallery.current.recall_plot(), media_type="image/png", headers={"Cache-Control": _KEEP})

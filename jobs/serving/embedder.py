@@ -127,9 +127,7 @@ class Together:
         most: pictures of a pass.
     """
 
-    def __init__(
-        self, thread: ThreadPoolExecutor, work: Callable[[list[Asked]], list[Seen | None]], most: int
-    ) -> None:
+    def __init__(self, thread: ThreadPoolExecutor, work: Callable[[list[Asked]], list[Seen | None]], most: int) -> None:
         self._thread, self._work, self._most = thread, work, most
         self._waiting: list[tuple[Asked, asyncio.Future[Seen | None]]] = []
         self._task: asyncio.Task[None] | None = None

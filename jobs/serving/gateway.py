@@ -102,15 +102,13 @@ class Gateway:
         self._refreshing: asyncio.Task[None] | None = None
         self._guard: Guard | None = None
 
-    def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401, N807, PLW3201 - the name that Ray Serve calls
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401 - the name that Ray Serve calls
         """The API behind its guard; called by Ray Serve once."""
         from starlette.middleware.cors import CORSMiddleware
 
         from jobs.serving.api import build_api
 
-        app: Any = Guard(
-            build_api(self), self.config, pending=self._pending, tokens=self._tokens, metrics=self.metrics
-        )
+        app: Any = Guard(build_api(self), self.config, pending=self._pending, tokens=self._tokens, metrics=self.metrics)
         self._guard = app
         if self.config.cors_origin:
             headers = ["Authorization", "Content-Type"]

@@ -21,7 +21,9 @@ class ServingMetrics:
         self._gateway = gateway
         self.requests = self._make(Counter, "requests", "Requests by route and status.", ("route", "status"))
         self.seconds = self._make(Histogram, "request_seconds", "Seconds of a request.", ("route",), buckets=_SECONDS)
-        self.stage = self._make(Histogram, "stage_seconds", "Seconds of a search by stage.", ("stage",), buckets=_SECONDS)
+        self.stage = self._make(
+            Histogram, "stage_seconds", "Seconds of a search by stage.", ("stage",), buckets=_SECONDS
+        )
         self.refused = self._make(Counter, "refused", "Requests that were turned away, by reason.", ("reason",))
         self.batch = self._make(Histogram, "batch_pictures", "Pictures of a pass.", buckets=(1, 2, 4, 8, 16, 32, 64))
         self.pending = self._make(Gauge, "pending", "Searches in hand.")

@@ -32,7 +32,9 @@ def _form(picture: bytes | None, fields: dict[str, str]) -> list[tuple[str, str 
     return [*fields.items(), *([("picture", picture)] if picture is not None else [])]
 
 
-def _raw(service: Service, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def _raw(
+    service: Service, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     connection = http.client.HTTPConnection(urlsplit(service.address).netloc, timeout=30)
     try:
         connection.putrequest(method, path, skip_accept_encoding=True)
@@ -118,7 +120,7 @@ def test_why_this_answer(service: Service) -> None:
         assert parts == sorted(parts, reverse=True) and 0 < sum(parts) <= hit["score"]
         for pair in hit["why"]:
             for left, top, width, height in (pair["query"], pair["answer"]):
-                assert 0 <= left and 0 <= top and 0 < width and 0 < height
+                assert left >= 0 and top >= 0 and width > 0 and height > 0
                 assert left + width <= 1.001 and top + height <= 1.001
     assert found["maps"]["saliency"].startswith("data:image/jpeg;base64,") and found["maps"]["text"] is None
 

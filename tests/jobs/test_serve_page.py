@@ -27,12 +27,21 @@ def browser() -> Iterator[Browser]:
 def _open(browser: Browser, address: str, faults: list[str], *, phone: bool = False, dark: bool = False) -> Page:
     """The page, with all that the browser complains of collected in `faults`."""
     size = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 860}
-    context = browser.new_context(viewport=size, has_touch=phone, is_mobile=phone, color_scheme="dark" if dark else "light")  # type: ignore[arg-type]
+    context = browser.new_context(
+        viewport=size, has_touch=phone, is_mobile=phone, color_scheme="dark" if dark else "light"
+    )  # type: ignore[arg-type]
     page = context.new_page()
     page.set_default_timeout(WAIT)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda message: message.type == "error" and faults.append(message.text))
-    page.on("request", lambda request: request.url.startswith(("http", "ws")) and not request.url.startswith(address.split("#")[0].rstrip("/")) and faults.append(request.url))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("http", "ws"))
+            and not request.url.startswith(address.split("#", maxsplit=1)[0].rstrip("/"))
+            and faults.append(request.url)
+        ),
+    )
     page.goto(address)
     expect(page.locator("#samples img").first).to_be_visible(timeout=WAIT)
     return page
