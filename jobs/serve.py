@@ -88,24 +88,22 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
     pending = config.pending or -(-config.embedders * max(8, 4 * batch) // config.gateways)
     drain = config.request_seconds + 5
     embedder = serve.deployment(
-        Embedder,
         num_replicas=config.embedders,
         max_ongoing_requests=ongoing(batch),
         ray_actor_options={"num_cpus": 1, "num_gpus": float(config.gpu)},
         graceful_shutdown_timeout_s=drain,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=2,
-    ).bind(settings)
+    )(Embedder).bind(settings)
     plain = ServingConfig(**{name: getattr(config, name) for name in ServingConfig.model_fields})
     gateway = serve.deployment(
-        Gateway,
         num_replicas=config.gateways,
         max_ongoing_requests=pending + 256,  # it turns searches away itself, and has others to answer
         ray_actor_options={"num_cpus": 0},  # it mostly waits; decode processes and searches take what embedders leave
         graceful_shutdown_timeout_s=drain,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=2,
-    ).bind(plain, settings, tokens, pending, embedder)
+    )(Gateway).bind(plain, settings, tokens, pending, embedder)
     try:
         serve.start(
             proxy_location="EveryNode",

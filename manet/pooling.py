@@ -109,7 +109,8 @@ def sr_mac_parts(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = Fals
     regions = rmac_regions(*x_BCHW.shape[-2:])
     weight_BR = _salient_weights(regions, salient_BHW, as_printed=as_printed)
     parts_BRC = weight_BR[..., None] * _units(regions.max(x_BCHW).float())
-    return parts_BRC / parts_BRC.sum(1, keepdim=True).norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    length_B11: Tensor = parts_BRC.sum(1, keepdim=True).norm(dim=-1, keepdim=True)
+    return parts_BRC / length_B11.clamp(min=1e-12)
 
 
 def _salient_weights(regions: Regions, salient_BHW: Tensor, *, as_printed: bool) -> Tensor:

@@ -59,7 +59,8 @@ async def offer(address: str, pictures: Sequence[bytes], rate: float, seconds: f
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=_LONGEST_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        began, due, tasks = time.monotonic(), 0.0, []
+        tasks: list[asyncio.Task[None]] = []
+        began, due = time.monotonic(), 0.0
         while (due := due + rng.expovariate(rate)) < seconds:
             await asyncio.sleep(max(0.0, began + due - time.monotonic()))
             picture = pictures[len(tasks) % len(pictures)]

@@ -5,7 +5,7 @@ It holds the index (memory-mapped: only the pages that searches touch are loaded
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class Gateway:
         return app
 
     @asynccontextmanager
-    async def lifespan(self, app: Any) -> Any:  # noqa: ANN401 - as FastAPI calls it
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
         """Looks for new versions of the index while the replica lives."""
         self._refreshing = asyncio.create_task(self._refresh())
         yield
@@ -166,7 +166,7 @@ class Gateway:
         )
         hits = [hit for hit in hits if hit.image_id != query.image_id][: wish.k]
         clock.stop("search")
-        why = [None] * len(hits)
+        why: list[list[Pair] | None] = [None] * len(hits)
         if wish.explain:
             why[: wish.explain] = await asyncio.gather(*(self._why(_of(seen), hit) for hit in hits[: wish.explain]))
             clock.stop("explain")

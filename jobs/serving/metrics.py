@@ -16,7 +16,7 @@ class ServingMetrics:
     """
 
     def __init__(self, gateway: str) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._gateway = gateway
         self.requests = self._make(Counter, "requests", "Requests by route and status.", ("route", "status"))

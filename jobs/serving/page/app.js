@@ -85,8 +85,9 @@ function showMaps() {
   const map = document.querySelector('input[name="map"]:checked').value;
   const overlay = byId("query-map");
   const address = overlay.dataset[map];
-  if (address && !query.crop) overlay.src = address;
-  overlay.classList.toggle("shown", Boolean(address) && !query.crop);
+  if (address) overlay.src = address;
+  query.place(overlay);
+  overlay.classList.toggle("shown", Boolean(address));
   answers.showMap(map);
 }
 

@@ -144,6 +144,31 @@ export class Query {
     if (search) this.search();
   }
 
+  // Lays a map over what was searched with: the whole square, or the square around the crop, cut to it.
+  place(overlay) {
+    const box = this.file && this.crop ? this.visible(this.crop) : { left: 0, top: 0, width: 1, height: 1 };
+    const side = Math.max(box.width, box.height);
+    const percent = (share) => `${share * 100}%`;
+    Object.assign(overlay.style, {
+      inset: "auto",
+      left: percent(box.left + (box.width - side) / 2),
+      top: percent(box.top + (box.height - side) / 2),
+      width: percent(side),
+      height: percent(side),
+      clipPath: `inset(${percent((side - box.height) / 2 / side)} ${percent((side - box.width) / 2 / side)})`,
+    });
+  }
+
+  // The part of a box that lies on the picture itself, not on the white around it.
+  visible(box) {
+    const { naturalWidth: width, naturalHeight: height } = byId("query-picture");
+    const longer = Math.max(width, height) || 1;
+    const [x, y] = [(1 - width / longer) / 2, (1 - height / longer) / 2];
+    const [left, top] = [Math.max(x, box.left), Math.max(y, box.top)];
+    const [right, bottom] = [Math.min(1 - x, box.left + box.width), Math.min(1 - y, box.top + box.height)];
+    return { left, top, width: Math.max(0.001, right - left), height: Math.max(0.001, bottom - top) };
+  }
+
   async search() {
     if (!this.file) return;
     this.searched = this.crop;
