@@ -29,6 +29,11 @@ class SessionConfig(BaseModel):
     """Shared memory of a session on this machine alone, MiB."""
 
 
+def joins_cluster(config: SessionConfig) -> bool:
+    """Whether a session joins a cluster that is there, rather than start Ray on this machine."""
+    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
 def available_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -42,6 +42,7 @@ JOBS: dict[str, str] = {
     "compare": "catalog + queries + model -> every descriptor side by side",
     "report": "what the jobs wrote -> one self-contained page",
     "pipeline": "catalog + queries -> all of the above and a report",
+    "serve": "index -> HTTP API and search page, until it is stopped",
     "bench": "rates of this installation against the machine's own ceiling",
 }
 

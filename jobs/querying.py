@@ -15,7 +15,7 @@ from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.names import DescriptorName, Precision
-from manet.search import EXACT_BELOW, Searcher
+from manet.search import EXACT_BELOW, Hit, Searcher
 from manet.shards import ShardFiles
 from manet.tables import descriptors_to_numpy
 
@@ -187,6 +187,11 @@ def open_newest_searcher(uri: str, *, nprobe: int = 0, refine: int = 0, threads:
         except (ObjectMissingError, FileNotFoundError):
             if open_index(uri).manifest.number == index.manifest.number:
                 raise
+
+
+def answer_row(hit: Hit) -> dict[str, Any]:
+    """An answer as `search` prints it and the service gives it."""
+    return {"image_id": hit.image_id, "score": round(hit.score, 6), "uri": hit.uri, "description": hit.description}
 
 
 def dead_rows(index: Artifact) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,6 @@ Reads what the other jobs wrote; writes `report.html`. For some queries it shows
 and the answers of the evaluation, hits framed. No file outside the page is needed to read it.
 """
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
 from jobs.config import JobConfig
+from jobs.drawing import data_uri, heat, jpeg
 from jobs.inputs import Table, local_copy, open_model, open_table
 from jobs.make import make
 from jobs.parquet import read_parquet
@@ -31,6 +31,7 @@ from manet.errors import PictureError
 
 THUMB = 150  # px
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+LOOK = Path(__file__).with_name("serving") / "page" / "look.css"  # shared with the search page
 
 
 class Config(JobConfig):
@@ -79,6 +80,7 @@ def _build(
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     history = json.loads(opened["model"].read(opened["model"].parts("metrics.json")[0]))["history"]
     page = template.render(
+        look=LOOK.read_text(),
         figures=opened["evaluation"].manifest.summary,
         rows=opened["comparison"].manifest.summary["table"],
         index=opened["index"].manifest.summary,
@@ -179,8 +181,8 @@ def _query_rows(config: Config, catalog: Table, queries: Table, opened: dict[str
             {
                 "id": query,
                 "image": _data_uri(picture),
-                "saliency": _data_uri(_heat(picture, saliency[0])),
-                "text": None if text is None else _data_uri(_heat(picture, text[0])),
+                "saliency": _data_uri(heat(picture, saliency[0])),
+                "text": None if text is None else _data_uri(heat(picture, text[0])),
                 "answers": answers,
                 "hits": sum(answer["hit"] for answer in answers),
                 "relevant": len(relevant[query]),
@@ -194,15 +196,5 @@ def _rows_by_id(table: Any, key: str, wanted: set[str]) -> dict[str, dict[str, A
     return {row[key]: row for row in kept.to_pylist()}
 
 
-def _heat(picture: Picture, grey: np.ndarray) -> Picture:
-    """A map in [0, 1] as colours over the picture."""
-    scaled = cv2.resize(np.clip(grey, 0, 1).astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    return cv2.addWeighted(picture, 0.35, np.ascontiguousarray(colours), 0.65, 0)
-
-
 def _data_uri(picture: Picture | PictureError) -> str:
-    if isinstance(picture, PictureError):
-        return ""
-    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
-    return "data:image/jpeg;base64," + base64.b64encode(bytes(data)).decode()
+    return "" if isinstance(picture, PictureError) else data_uri(jpeg(picture))

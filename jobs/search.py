@@ -34,6 +34,7 @@ from jobs.parquet import parquet_bytes
 from jobs.pictures import load_picture
 from jobs.querying import (
     QueriesConfig,
+    answer_row,
     describe_queries,
     open_index,
     open_newest_searcher,
@@ -135,11 +136,7 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
             sys.stdout.write(json.dumps({"picture": uri, "error": str(error)}) + "\n")
             continue
         hits = searcher.search(described.vectors[spec.descriptor], config.k, allowed)[0]
-        results = [
-            {"image_id": hit.image_id, "score": round(hit.score, 6), "uri": hit.uri, "description": hit.description}
-            for hit in hits
-        ]
-        sys.stdout.write(json.dumps({"picture": uri, "results": results}) + "\n")
+        sys.stdout.write(json.dumps({"picture": uri, "results": [answer_row(hit) for hit in hits]}) + "\n")
     if failed == len(config.picture):
         raise BadInputError(f"--picture: none of the {failed} could be used, the last: {uri}: {error}")
     seconds = round(time.monotonic() - started, 2)

@@ -1,6 +1,6 @@
 """Prepared pictures -> descriptors: THE path of extract, search and evaluate.
 
-Shape letters: N pictures, D descriptor length.
+Shape letters: N pictures, D descriptor length, R regions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from manet.errors import InputError
+from manet.images import auto_batch
 from manet.names import DescriptorName, PoolingName, Precision
 from manet.network import MANet, Maps
-from manet.pooling import dead_rows, pool
+from manet.pooling import dead_rows, pool, sr_mac_parts
+from manet.regions import rmac_regions
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,9 +28,19 @@ class Described:
     dead: Array
 
 
-def auto_batch(size: int) -> int:
-    """Pictures of one pass on a CPU: about as many pixels as one picture of 480 px has; beyond that the caches overflow."""
-    return max(1, min(8, 480 * 480 // (size * size)))
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """All that one pass over pictures yields: descriptors, and what they came from."""
+
+    described: Described
+    saliency_Nhw: Array
+    """Saliency in [0, 1]."""
+    text_NHW: Array | None
+    """Text score in [0, 1]; None without a text branch."""
+    parts_NRD: Array | None
+    """What each region adds to the descriptor, float32 (`sr_mac_parts`); None unless the descriptor is SR-MAC of X~."""
+    boxes_R4: Array
+    """Regions as (left, top, width, height) in shares of the prepared square."""
 
 
 class Describer:
@@ -76,21 +88,55 @@ class Describer:
         vectors = {name: np.zeros((count, self.dim), np.float16) for name in self._names}
         dead = np.zeros(count, bool)
         for rows, maps in self._passes(pixels_NSS3):
-            gone = dead_rows(maps.backbone_BKHW) | dead_rows(maps.attended_BKHW)
-            dead[rows] = gone.cpu().numpy()
-            if not (~gone).any():
-                continue
-            alive = np.arange(count)[rows][~dead[rows]]
-            for name in self._names:
-                pooling, _, source = name.partition("@")
-                x = maps.backbone_BKHW if source == "backbone" else maps.attended_BKHW
-                pooled = pool(cast(PoolingName, pooling), x[~gone], maps.salient_BHW[~gone])
-                vectors[name][alive] = pooled.cpu().numpy().astype(np.float16)
+            self._pool_into(vectors, dead, rows, maps)
         return Described(vectors=vectors, dead=dead)
+
+    def observe(self, pixels_NSS3: Array) -> Observed:
+        """Descriptors as `describe` gives them, the maps that `maps` gives, and the regions' parts, from one pass."""
+        count = len(pixels_NSS3)
+        vectors = {name: np.zeros((count, self.dim), np.float16) for name in self._names}
+        dead = np.zeros(count, bool)
+        passes, parts = [], []
+        printed = self._names == ("sr-mac-as-printed",)
+        for rows, maps in self._passes(pixels_NSS3):
+            self._pool_into(vectors, dead, rows, maps)
+            passes.append(maps)
+            if printed or self._names == ("sr-mac",):
+                each = sr_mac_parts(maps.attended_BKHW, maps.salient_BHW, as_printed=printed)
+                parts.append(each.float().cpu().numpy())
+        saliency, text = self._attention(passes)
+        return Observed(
+            described=Described(vectors=vectors, dead=dead),
+            saliency_Nhw=saliency,
+            text_NHW=text,
+            parts_NRD=np.concatenate(parts) if parts else None,
+            boxes_R4=_boxes(*passes[0].salient_BHW.shape[-2:]),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures of one pass; 0 while it is not known, before the first one."""
+        return self._batch
+
+    def _pool_into(self, vectors: dict[DescriptorName, Array], dead: Array, rows: slice, maps: Maps) -> None:
+        """One pass's descriptors at its rows; the dead ones are marked and stay zero."""
+        gone = dead_rows(maps.backbone_BKHW) | dead_rows(maps.attended_BKHW)
+        dead[rows] = gone.cpu().numpy()
+        if not (~gone).any():
+            return
+        alive = np.arange(len(dead))[rows][~dead[rows]]
+        for name in self._names:
+            pooling, _, source = name.partition("@")
+            x = maps.backbone_BKHW if source == "backbone" else maps.attended_BKHW
+            pooled = pool(cast(PoolingName, pooling), x[~gone], maps.salient_BHW[~gone])
+            vectors[name][alive] = pooled.cpu().numpy().astype(np.float16)
 
     def maps(self, pixels_NSS3: Array) -> tuple[Array, Array | None]:
         """Saliency [N, h, w] in [0, 1], and the text score [N, H, W] in [0, 1] where there is a text branch."""
-        found = [maps for _, maps in self._passes(pixels_NSS3)]
+        return self._attention([maps for _, maps in self._passes(pixels_NSS3)])
+
+    def _attention(self, found: Sequence[Maps]) -> tuple[Array, Array | None]:
+        """Saliency, and the text score where there is one, of some passes."""
         saliency = torch.cat([maps.saliency_B1hw[:, 0] for maps in found]).float().cpu().numpy()
         if any(maps.text_B1HW is None for maps in found):
             return saliency, None
@@ -142,6 +188,12 @@ class Describer:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         return fits
+
+
+def _boxes(height: int, width: int) -> Array:
+    """R-MAC's regions of an H x W map as (left, top, width, height) in shares of it, [R, 4]."""
+    boxes = rmac_regions(height, width).boxes
+    return np.array([(left / width, top / height, side / width, side / height) for top, left, side in boxes])
 
 
 def _first(maps: Maps, count: int) -> Maps:

@@ -34,6 +34,11 @@ class PictureConfig(BaseModel):
     """Largest width x height that is decoded at all."""
 
 
+def auto_batch(size: int) -> int:
+    """Pictures of one pass on a CPU: about as many pixels as one picture of 480 px has; beyond that the caches overflow."""
+    return max(1, min(8, 480 * 480 // (size * size)))
+
+
 def decode(data: bytes, config: PictureConfig) -> Pixels:
     """Prepare a picture: uint8 [size, size, 3], RGB.
 

@@ -97,11 +97,28 @@ def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> 
         ValueError: the two maps differ in cells.
     """
     regions = rmac_regions(*x_BCHW.shape[-2:])
+    return _weighted(regions, x_BCHW, _salient_weights(regions, salient_BHW, as_printed=as_printed))
+
+
+def sr_mac_parts(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
+    """What each region adds to `sr_mac`, [B, R, C]: the sum over regions is the descriptor.
+
+    So the score of two pictures, the inner product of their descriptors, is the sum over all pairs of regions of the inner
+    products of these parts: why this answer. Regions are in the order of `Regions.boxes`.
+    """
+    regions = rmac_regions(*x_BCHW.shape[-2:])
+    weight_BR = _salient_weights(regions, salient_BHW, as_printed=as_printed)
+    parts_BRC = weight_BR[..., None] * _units(regions.max(x_BCHW).float())
+    length_B11: Tensor = parts_BRC.sum(1, keepdim=True).norm(dim=-1, keepdim=True)
+    return parts_BRC / length_B11.clamp(min=1e-12)
+
+
+def _salient_weights(regions: Regions, salient_BHW: Tensor, *, as_printed: bool) -> Tensor:
+    """Equation 5: each region's salient share, [B, R]; 1 everywhere in a picture without a salient cell."""
     weight_BR = regions.mean(salient_BHW)
     if as_printed:
         weight_BR = (weight_BR > 0).float()
-    weight_BR = torch.where((salient_BHW > 0).flatten(1).any(1)[:, None], weight_BR, torch.ones_like(weight_BR))
-    return _weighted(regions, x_BCHW, weight_BR)
+    return torch.where((salient_BHW > 0).flatten(1).any(1)[:, None], weight_BR, torch.ones_like(weight_BR))
 
 
 def _weighted(regions: Regions, x_BCHW: Tensor, weight_BR: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ were added. Each is scored by a dot product of its own, so that answers are the 
 Shape letters: Q queries, D dimensions, S shards, C candidates.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,6 +50,18 @@ class Allowed:
 
     masks: tuple[Matrix, ...]
     rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """What one call of `search` asks for."""
+
+    k: int
+    folded: bool
+    rerank: bool
+
+
+_Piece = tuple[int, Matrix, Matrix | None]  # a shard, rows of it, their quantized inner products where they are known
 
 
 class Searcher:
@@ -125,8 +138,56 @@ class Searcher:
                 masks = [mask & shard.matching(column, wanted) for mask, shard in zip(masks, self._shards, strict=True)]
         return Allowed(masks=tuple(masks), rows=sum(int(mask.sum()) for mask in masks))
 
-    def search(self, queries_QD: Matrix, k: int, allowed: Allowed | None = None) -> list[list[Hit]]:
+    def item(self, image_id: str) -> tuple[Hit, Matrix] | None:
+        """A picture of the gallery and its stored descriptor, float16 [D]; the score is 1. None: there is none of that id."""
+        for shard in self._shards:
+            for row in np.flatnonzero(shard.live & shard.matching("image_id", pa.array([image_id]))).tolist():
+                return _itself(shard, row), shard.vectors[row]
+        return None
+
+    def sample(self, count: int, seed: int = 0) -> list[Hit]:
+        """Up to `count` pictures of the gallery, drawn evenly; each scores 1."""
+        live = [np.flatnonzero(shard.live) for shard in self._shards]
+        ends = np.cumsum([len(rows) for rows in live])
+        drawn = np.random.default_rng(seed).permutation(ends[-1])[:count]
+        shards = np.searchsorted(ends, drawn, side="right")
+        return [
+            _itself(self._shards[shard], int(live[shard][place - ends[shard]]))
+            for shard, place in zip(shards.tolist(), drawn.tolist(), strict=True)
+        ]
+
+    def categories(self) -> dict[str, int]:
+        """Category -> live pictures of it, most first; empty where the index holds no categories."""
+        found: Counter[str] = Counter()
+        for shard in self._shards:
+            if "category" in shard.rows.column_names:
+                live = shard.rows["category"].filter(pa.array(shard.live))
+                found.update({each["values"]: each["counts"] for each in live.value_counts().to_pylist()})
+        return dict(sorted(((name, count) for name, count in found.items() if name), key=lambda one: (-one[1], one[0])))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether near-duplicates are known, so that they can be folded."""
+        return self._grouped
+
+    def search(
+        self,
+        queries_QD: Matrix,
+        k: int,
+        allowed: Allowed | None = None,
+        *,
+        folded: bool = True,
+        rerank: bool = True,
+    ) -> list[list[Hit]]:
         """The k best gallery pictures for every query, best first; equal scores in order of id.
+
+        Args:
+            queries_QD: descriptors of unit length.
+            k: answers for each.
+            allowed: rows that may answer; None: all.
+            folded: of a group of near-duplicates only the best answers (where the searcher folds at all).
+            rerank: score candidates with the stored vectors; else they keep the quantized inner products, unless so few rows
+                may answer that each is compared.
 
         Raises:
             InputError: queries of another number of dimensions.
@@ -139,7 +200,8 @@ class Searcher:
         allowed = allowed or self._live
         parts = -(-len(queries) // _SLICE) if len(queries) > _SLICE * self._threads else self._threads
         slices = [part for part in np.array_split(queries, min(parts, len(queries))) if len(part)]
-        found = self._each(lambda part: self._search_slice(part, k, allowed, alone=len(slices) == 1), slices)
+        how = _How(k=k, folded=folded and self._grouped, rerank=rerank)
+        found = self._each(lambda part: self._search_slice(part, how, allowed, alone=len(slices) == 1), slices)
         return [answers for part in found for answers in part]
 
     def _each(self, work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
@@ -149,22 +211,20 @@ class Searcher:
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
-    def _search_slice(self, queries: Matrix, k: int, allowed: Allowed | None, *, alone: bool) -> list[list[Hit]]:
-        if allowed is not None and allowed.rows <= max(self._exact_below, k):
-            chosen = [(shard, np.flatnonzero(mask)) for shard, mask in enumerate(allowed.masks)]
-            every = [[(shard, rows) for shard, rows in chosen if len(rows)]] * len(queries)
-            return self._rescored(queries, every, k)
-        wanted = max(self.refine, -(-k * self.refine // USUAL_ANSWERS), k)
-        return self._rescored(queries, self._candidates(queries, wanted, allowed, alone=alone), k)
+    def _search_slice(self, queries: Matrix, how: _How, allowed: Allowed | None, *, alone: bool) -> list[list[Hit]]:
+        if allowed is not None and allowed.rows <= max(self._exact_below, how.k):
+            chosen = [(shard, np.flatnonzero(mask), None) for shard, mask in enumerate(allowed.masks)]
+            every: list[list[_Piece]] = [[piece for piece in chosen if len(piece[1])]] * len(queries)
+            return self._rescored(queries, every, how)
+        wanted = max(self.refine, -(-how.k * self.refine // USUAL_ANSWERS), how.k)
+        return self._rescored(queries, self._candidates(queries, wanted, allowed, alone=alone), how)
 
-    def _candidates(
-        self, queries: Matrix, wanted: int, allowed: Allowed | None, *, alone: bool
-    ) -> list[list[tuple[int, Matrix]]]:
+    def _candidates(self, queries: Matrix, wanted: int, allowed: Allowed | None, *, alone: bool) -> list[list[_Piece]]:
         """For each query its candidate rows, shard by shard."""
         turned, cells, closeness = self._assign(queries, allowed)
         masks: Sequence[Matrix | None] = allowed.masks if allowed else [None] * len(self._shards)
         each = self._each if alone else lambda work, items: [work(item) for item in items]
-        chosen: list[list[tuple[int, Matrix]]] = [[] for _ in queries]
+        chosen: list[list[_Piece]] = [[] for _ in queries]
         open_ones, asked = np.arange(len(queries)), wanted + _SPARE
         while len(open_ones):
             picked: tuple[Matrix, Matrix | None, Matrix | None] = (turned[open_ones], None, None)
@@ -178,7 +238,8 @@ class Searcher:
             for shard, (products, rows) in enumerate(found):
                 kept = (products >= cut[:, None]) & (rows >= 0)
                 for place in np.flatnonzero(complete & kept.any(1)):
-                    chosen[open_ones[place]].append((shard, rows[place, kept[place]]))
+                    piece = (shard, rows[place, kept[place]], products[place, kept[place]])
+                    chosen[open_ones[place]].append(piece)
             open_ones, asked = open_ones[~complete], asked * 4
         return chosen
 
@@ -196,22 +257,27 @@ class Searcher:
         closeness, cells = ivf.quantizer.search(turned, nprobe)
         return turned, cells, closeness
 
-    def _rescored(self, queries: Matrix, chosen: list[list[tuple[int, Matrix]]], k: int) -> list[list[Hit]]:
+    def _rescored(self, queries: Matrix, chosen: list[list[_Piece]], how: _How) -> list[list[Hit]]:
         """Score candidates with the stored vectors; the k best, ties with the last of them included until ids decide."""
         kept: list[tuple[Matrix, Matrix, Matrix]] = []
+        k = how.k
         for query, pieces in zip(queries, chosen, strict=True):
-            scores = np.concatenate(
-                [np.empty(0, np.float32), *(scored(self._shards[shard].vectors, rows, query) for shard, rows in pieces)]
-            )
-            shards = np.repeat([shard for shard, _ in pieces], [len(rows) for _, rows in pieces])
-            rows = np.concatenate([np.empty(0, np.int64), *(rows for _, rows in pieces)])
-            if len(scores) > k and not self._grouped:
+            found = [
+                products
+                if products is not None and not how.rerank
+                else scored(self._shards[shard].vectors, rows, query)
+                for shard, rows, products in pieces
+            ]
+            scores = np.concatenate([np.empty(0, np.float32), *found])
+            shards = np.repeat([piece[0] for piece in pieces], [len(piece[1]) for piece in pieces])
+            rows = np.concatenate([np.empty(0, np.int64), *(piece[1] for piece in pieces)])
+            if len(scores) > k and not how.folded:
                 best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
                 scores, shards, rows = scores[best], shards[best], rows[best]
             kept.append((scores, shards, rows))
-        return self._named(kept, k)
+        return self._named(kept, how)
 
-    def _named(self, kept: list[tuple[Matrix, Matrix, Matrix]], k: int) -> list[list[Hit]]:
+    def _named(self, kept: list[tuple[Matrix, Matrix, Matrix]], how: _How) -> list[list[Hit]]:
         """Rows as hits, with one look-up a shard for all queries together."""
         scores, shards, rows = (np.concatenate(column) for column in zip(*kept, strict=True))
         details: dict[str, list[Any]] = {
@@ -228,7 +294,7 @@ class Searcher:
         for one in kept:
             order = sorted(range(start, start + len(one[0])), key=lambda place: (-listed[place], ids[place]))
             start += len(one[0])
-            if self._grouped:
+            if how.folded:
                 order = _first_of_each(order, groups)
             answers.append(
                 [
@@ -239,10 +305,16 @@ class Searcher:
                         description=details["description"][place],
                         category=details["category"][place],
                     )
-                    for place in order[:k]
+                    for place in order[: how.k]
                 ]
             )
         return answers
+
+
+def _itself(shard: Shard, row: int) -> Hit:
+    """A row of the gallery as its own answer."""
+    about = {name: values[0] for name, values in shard.details(np.array([row])).items() if name != "group"}
+    return Hit(score=1.0, **about)
 
 
 def _cut(found: Sequence[tuple[Matrix, Matrix]], wanted: int, sizes: Sequence[int]) -> tuple[Matrix, Matrix]:

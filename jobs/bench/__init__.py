@@ -5,12 +5,13 @@
   manet bench vectors --rows 500000 --dim 1280 --out bench/vectors
   manet bench index --descriptors bench/vectors
   manet bench search --index bench/index --descriptors bench/vectors --out bench/search
+  manet bench serve --index run/index --queries shop/queries --embedders 2
   manet bench dedup --index bench/doubled-index --descriptors bench/doubled
 
 Every figure is a ratio of rates measured in one run on the same cores.
 """
 
-from jobs.bench import decode, dedup, extract, index, search, vectors
+from jobs.bench import decode, dedup, extract, index, search, serve, vectors
 
 COMMANDS = {
     "extract": (extract.Config, extract.run),
@@ -19,4 +20,5 @@ COMMANDS = {
     "index": (index.Config, index.run),
     "dedup": (dedup.Config, dedup.run),
     "search": (search.Config, search.run),
+    "serve": (serve.Config, serve.run),
 }

@@ -150,7 +150,7 @@ def _loop(config: Config, table: Table, model: Artifact, workers: int, rows: int
     def measure(worker: int) -> tuple[float, int]:
         from torch.utils.data import DataLoader
 
-        from manet.describe import auto_batch
+        from manet.images import auto_batch
 
         describer = Describe.load(model, (config.descriptor,), config)
         uris = [uri for _, uri in table.pictures(*_share(table, worker, workers, rows))]

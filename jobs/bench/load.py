@@ -1,0 +1,89 @@
+"""Open-loop load on a service: requests leave when they are due, whether or not those before them were answered.
+
+So a slow service is not spared: its latency counts from the moment at which a request was due.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+_LONGEST_S = 60.0
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What became of the requests of one level."""
+
+    offered: float
+    seconds: float
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    served: int = 0
+    """Answered 200 before the level's time was over."""
+
+    def row(self) -> dict[str, Any]:
+        """Rates a second, and milliseconds of the accepted requests."""
+        count = sum(self.statuses.values())
+        refused = self.statuses[429] + self.statuses[503]
+        found: dict[str, Any] = {
+            "offered": round(count / self.seconds, 2),
+            "served": round(self.served / self.seconds, 2),
+            "refused": refused,
+            "failed": count - refused - self.statuses[200],
+        }
+        for percent in (50, 95, 99):
+            value = float(np.percentile(self.latencies, percent)) * 1e3 if self.latencies else float("nan")
+            found[f"p{percent}_ms"] = round(value, 1)
+        return found
+
+
+async def offer(address: str, pictures: Sequence[bytes], rate: float, seconds: float, seed: int = 0) -> Outcome:
+    """Offer `rate` searches a second, at random moments, for some seconds; waits for the last answer.
+
+    Args:
+        address: of the service.
+        pictures: the queries' files, in turn.
+        rate: requests a second.
+        seconds: how long they leave.
+        seed: of the moments.
+    """
+    rng = random.Random(seed)
+    outcome = Outcome(offered=rate, seconds=seconds)
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=_LONGEST_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        tasks: list[asyncio.Task[None]] = []
+        began, due = time.monotonic(), 0.0
+        while (due := due + rng.expovariate(rate)) < seconds:
+            await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+            picture = pictures[len(tasks) % len(pictures)]
+            tasks.append(asyncio.create_task(_search(session, address, picture, (began, began + due), outcome)))
+        await asyncio.gather(*tasks)
+    return outcome
+
+
+async def _search(
+    session: aiohttp.ClientSession, address: str, picture: bytes, times: tuple[float, float], outcome: Outcome
+) -> None:
+    began, due = times
+    form = aiohttp.FormData()
+    form.add_field("picture", picture, filename="query", content_type="application/octet-stream")
+    status = 0
+    try:
+        async with session.post(f"{address}/v1/search", data=form) as response:
+            await response.read()
+            status = response.status
+    except (aiohttp.ClientError, TimeoutError):
+        status = 0
+    now = time.monotonic()
+    outcome.statuses[status] += 1
+    if status == 200:
+        outcome.latencies.append(now - due)
+        outcome.served += now <= began + outcome.seconds

@@ -1,0 +1,164 @@
+"""Answer queries online: index -> an HTTP API and a search page, until it is stopped.
+
+  manet serve --index run/index
+  manet serve --index s3://shop/index --host 0.0.0.0 --port 80 --embedders 8 --gpu --gateways 2 --tokens tokens.txt
+
+Reads an index (always its newest version: a new one is taken up while it serves) and the model that it names. The page is at
+/, the API's description at /v1/openapi.json, metrics for Prometheus at /metrics. Pictures are described and searched exactly
+as `manet search` does it. Nobody but this machine can ask unless --host says otherwise. Where tokens are given (one a line in
+--tokens, or parted by commas in $MANET_TOKENS), every call of the API needs one. SIGTERM or Ctrl-C: no new request is taken,
+those in hand are answered, then it ends. Fails when the index or its model cannot be used, or the port is taken.
+"""
+
+import hashlib
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from cluster.errors import BadInputError, JobFailedError
+from cluster.session import SessionConfig, joins_cluster, quiet, ray_session, require_resources
+from cluster.telemetry import say
+from jobs.querying import open_index, query_spec
+from jobs.serving.settings import ServingConfig
+
+_NAME = "manet"
+
+
+class Config(SessionConfig, ServingConfig):
+    """Flags of `manet serve`."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at: 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen at."""
+    tokens: str = ""
+    """File of bearer tokens, one a line; default: $MANET_TOKENS, else nobody needs one."""
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Serve until a signal; returns how long it did."""
+    tokens = _token_hashes(config)
+    index = open_index(config.index)
+    model = query_spec(index).open_model(config.model)
+    _require_port(config)
+    began = time.monotonic()
+    with ray_session(config):
+        from ray import serve
+
+        require_resources(
+            cpus=1, gpus=float(config.gpu), workers=config.embedders, flags="--embedders (or give --ray-cpus)"
+        )
+        stop = _stop_on_signal()
+        gateways = _deploy(config, model, query_spec(index), tokens)
+        address = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}/"  # noqa: S104
+        say(f"serve: {address} answers from {index.uri}; Ctrl-C stops it")
+        stop.wait()
+        say("serve: stopping; requests in hand are answered first")
+        _drain(config, gateways)
+        if joins_cluster(config):  # a session of this machine alone ends with all that runs in it
+            serve.shutdown()
+    return {"kind": "serve", "index": index.uri, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> Any:  # noqa: ANN401 - Artifact, QuerySpec; a handle of Ray Serve
+    """Start the replicas; the gateways' handle.
+
+    Raises:
+        JobFailedError: they do not come up.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    from jobs.serving.embedder import MOST_BATCHED, Embedder, EmbedderSettings, ongoing
+    from jobs.serving.gateway import Gateway
+    from jobs.streaming import picture_config
+    from manet.images import auto_batch
+
+    for name in ("ray.serve", "ray.serve._private"):
+        quiet(name)
+    settings = EmbedderSettings(model=model, spec=spec, gpu=config.gpu)
+    batch = spec.batch_size or (MOST_BATCHED if config.gpu else auto_batch(picture_config(model, spec.size).size))
+    pending = config.pending or -(-config.embedders * max(8, 4 * batch) // config.gateways)
+    drain = config.request_seconds + 5
+    embedder = serve.deployment(
+        num_replicas=config.embedders,
+        max_ongoing_requests=ongoing(batch),
+        ray_actor_options={"num_cpus": 1, "num_gpus": float(config.gpu)},
+        graceful_shutdown_timeout_s=drain,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+    )(Embedder).bind(settings)
+    plain = ServingConfig(**{name: getattr(config, name) for name in ServingConfig.model_fields})
+    gateway = serve.deployment(
+        num_replicas=config.gateways,
+        max_ongoing_requests=pending + 256,  # it turns searches away itself, and has others to answer
+        ray_actor_options={"num_cpus": 0},  # it mostly waits; decode processes and searches take what embedders leave
+        graceful_shutdown_timeout_s=drain,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+    )(Gateway).bind(plain, settings, tokens, pending, embedder)
+    try:
+        serve.start(
+            proxy_location="EveryNode",
+            http_options=HTTPOptions(host=config.host, port=config.port),
+            logging_config=LoggingConfig(log_level="ERROR", enable_access_log=False),
+        )
+        return serve.run(
+            gateway, name=_NAME, route_prefix="/", logging_config={"log_level": "ERROR", "enable_access_log": False}
+        )
+    except RuntimeError as error:
+        raise JobFailedError(f"the service does not come up: {' '.join(str(error).split())[-300:]}") from error
+
+
+def _drain(config: Config, gateways: Any) -> None:  # noqa: ANN401 - a handle of Ray Serve
+    """Let no gateway take a new search, and wait until those in hand are answered; a time limit bounds each of them."""
+    until = time.monotonic() + config.request_seconds
+    busy: dict[str, int] = {}
+    while time.monotonic() < until and (len(busy) < config.gateways or any(busy.values())):
+        name, pending = gateways.drain.remote().result(timeout_s=config.request_seconds)
+        busy[name] = pending
+        time.sleep(0.05)
+
+
+def _stop_on_signal() -> threading.Event:
+    """An event that SIGTERM and Ctrl-C set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _token_hashes(config: Config) -> frozenset[str]:
+    """sha256 of each bearer token: the tokens themselves stay in this process."""
+    if config.tokens:
+        try:
+            listed = Path(config.tokens).read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise BadInputError(f"--tokens {config.tokens}: no such text file; it has one token a line") from None
+    else:
+        listed = os.environ.get("MANET_TOKENS", "").split(",")
+    tokens = {token.strip() for token in listed} - {""}
+    if config.tokens and not tokens:
+        raise BadInputError(f"--tokens {config.tokens}: it holds no token")
+    return frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
+
+
+def _require_port(config: Config) -> None:
+    """Refuse at once a port that cannot be listened at; of a cluster's nodes nothing is known here."""
+    if joins_cluster(config):
+        return
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise BadInputError(f"--host {config.host} --port {config.port}: {reason}; choose another") from None

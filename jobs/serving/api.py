@@ -1,0 +1,217 @@
+"""The routes of the API, version 1, and the page. What they say is what OpenAPI shows: `/v1/openapi.json`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from jobs.make import code
+from jobs.serving import gateway as serving
+from jobs.serving.answers import BatchAnswer, ErrorAnswer, Health, IndexAnswer, Item, Items, SearchAnswer
+from jobs.serving.refusals import Refusal
+from jobs.serving.settings import MOST_ANSWERS, MOST_PICTURES, SIDES
+
+if TYPE_CHECKING:
+    from jobs.serving.gateway import Gateway
+
+PAGE = Path(__file__).with_name("page")
+MOST_EXPLAINED = 7
+_KEEP = "private, max-age=3600"
+_REASONS = {
+    400: "The request cannot be read.",
+    401: "A bearer token is wanted.",
+    404: "There is no such item, or its picture is gone.",
+    411: "The body's length is not stated.",
+    413: "The upload or the picture is too large.",
+    415: "Not a form, not a picture, or a format that is not supported.",
+    422: "A field is wrong, or the picture cannot be used.",
+    429: "Too many searches of this client; Retry-After says when to come back.",
+    502: "The gallery's own store does not give the picture.",
+    503: "Too busy, or not ready; Retry-After says when to come back.",
+}
+Side = Annotated[int, Query(ge=1, le=SIDES[-1], description="Least side of the square, px: 128, 256 or 512 is given.")]
+Categories = Annotated[list[str], Form(max_length=64, description="Only pictures of these categories answer.")]
+Ids = Annotated[list[str], Form(max_length=10_000, description="Only these pictures answer.")]
+K = Annotated[int, Form(ge=1, le=MOST_ANSWERS, description="Answers.")]
+Rerank = Annotated[
+    bool, Form(description="Score candidates with the stored vectors; else as the quantizer ranks them.")
+]
+Fold = Annotated[bool, Form(description="Of near-duplicates only the best answers, where the index knows them.")]
+
+
+def build_api(service: "Gateway") -> FastAPI:
+    """The app of one gateway."""
+    app = FastAPI(
+        title="manet",
+        summary="Find a product in a shop's pictures from a customer's photo.",
+        version=code()["version"],
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # both load scripts from outside
+        redoc_url=None,
+        lifespan=service.lifespan,
+        responses={status: {"model": ErrorAnswer, "description": _REASONS[status]} for status in (401, 503)},
+        separate_input_output_schemas=False,
+    )
+    _errors(app)
+    _searches(app, service)
+    _items(app, service)
+    _operations(app, service)
+    _page(app)
+    return app
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorAnswer, "description": _REASONS[status]} for status in statuses}
+
+
+def _errors(app: FastAPI) -> None:
+    def answer(refusal: Refusal) -> JSONResponse:
+        return JSONResponse(refusal.body(), refusal.status, refusal.headers)
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return answer(Refusal(422, "invalid", f"{where}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        found = answer(Refusal(error.status_code, code, str(error.detail)))
+        found.headers.update(error.headers or {})
+        return found
+
+
+def _searches(app: FastAPI, service: "Gateway") -> None:
+    @app.post("/v1/search", responses=_problems(400, 404, 411, 413, 415, 422, 429, 502), operation_id="search")
+    async def search(
+        picture: Annotated[UploadFile | None, File(description="A picture: JPEG, PNG, WebP, GIF, BMP or TIFF.")] = None,
+        id: Annotated[str | None, Form(max_length=1024, description="Or a picture of the gallery.")] = None,
+        url: Annotated[
+            str | None, Form(max_length=2048, description="Or an https:// URL, where that is allowed.")
+        ] = None,
+        k: K = 7,
+        category: Categories = [],  # noqa: B006 - FastAPI copies it
+        ids: Ids = [],  # noqa: B006
+        rerank: Rerank = True,
+        fold: Fold = True,
+        maps: Annotated[bool, Form(description="Show where the network looked in the query.")] = False,
+        explain: Annotated[
+            int, Form(ge=0, le=MOST_EXPLAINED, description="For so many answers, which regions matched which.")
+        ] = 0,
+    ) -> SearchAnswer:
+        """The k best pictures of the gallery for one picture: give exactly one of `picture`, `id`, `url`."""
+        given = [name for name, value in (("picture", picture), ("id", id), ("url", url)) if value is not None]
+        if len(given) != 1:
+            raise Refusal(422, "one_query", f"Give one of picture, id, url; here: {', '.join(given) or 'none'}.")
+        if url is not None and not service.config.allow_url:
+            raise Refusal(422, "no_urls", "This service fetches no URLs; upload the picture.")
+        data = None if picture is None else await picture.read()
+        wish = serving.Wish(
+            k=k, categories=tuple(category), ids=tuple(ids), rerank=rerank, fold=fold, maps=maps, explain=explain
+        )
+        return await service.search(serving.Query(picture=data, image_id=id, url=url), wish)
+
+    @app.post("/v1/search:batch", responses=_problems(400, 411, 413, 415, 422, 429), operation_id="searchBatch")
+    async def batch(
+        picture: Annotated[list[UploadFile], File(description="Pictures.")] = [],  # noqa: B006
+        id: Annotated[list[str], Form(description="And pictures of the gallery.")] = [],  # noqa: B006
+        k: K = 7,
+        category: Categories = [],  # noqa: B006
+        ids: Ids = [],  # noqa: B006
+        rerank: Rerank = True,
+        fold: Fold = True,
+    ) -> BatchAnswer:
+        """As `search`, for several pictures: a picture that cannot be used costs its own answers only."""
+        count = len(picture) + len(id)
+        if not 1 <= count <= MOST_PICTURES:
+            raise Refusal(422, "batch_size", f"Give 1 to {MOST_PICTURES} pictures and ids; here: {count}.")
+        wish = serving.Wish(k=k, categories=tuple(category), ids=tuple(ids), rerank=rerank, fold=fold)
+        queries = [serving.Query(picture=await each.read()) for each in picture]
+        queries += [serving.Query(image_id=each) for each in id]
+        return BatchAnswer(items=await service.batch(queries, wish))
+
+
+def _items(app: FastAPI, service: "Gateway") -> None:
+    jpeg: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "A JPEG square."}}
+
+    @app.get(
+        "/v1/items/{image_id:path}/image",
+        response_class=Response,
+        responses=jpeg | _problems(404, 413, 415, 422, 502),
+        operation_id="itemImage",
+    )
+    async def image(
+        request: Request,
+        image_id: str,
+        side: Side = 256,
+        map: Annotated[
+            Literal["none", "saliency", "text"], Query(description="Where the network looked, in colours.")
+        ] = "none",
+    ) -> Response:
+        """A picture of the gallery, resized onto a white square; or with one of its maps over it."""
+        side = next(each for each in SIDES if each >= side)
+        tag = f'"{service.gallery.current.index.sha256[:16]}-{side}-{map}"'
+        headers = {"ETag": tag, "Cache-Control": _KEEP}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        data = await (service.image(image_id, side) if map == "none" else service.image_map(image_id, side, map))
+        return Response(data, media_type="image/jpeg", headers=headers)
+
+    @app.get("/v1/items", responses=_problems(422), operation_id="items")
+    async def items(
+        count: Annotated[int, Query(ge=1, le=MOST_ANSWERS, description="Pictures, at most.")] = 16,
+        seed: Annotated[int, Query(ge=0, le=2**31, description="Other pictures for another seed.")] = 0,
+    ) -> Items:
+        """Some pictures of the gallery, drawn evenly."""
+        return await service.sample(count, seed)
+
+    @app.get("/v1/items/{image_id:path}", responses=_problems(404, 422), operation_id="item")
+    async def item(image_id: str) -> Item:
+        """A picture of the gallery: what the catalogue says of it."""
+        return await service.item(image_id)
+
+
+def _operations(app: FastAPI, service: "Gateway") -> None:
+    @app.get("/v1/index", operation_id="index")
+    async def index() -> IndexAnswer:
+        """The index: size, settings, recall report, categories, rejects; and the limits of requests."""
+        return await service.index()
+
+    png: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "A plot."}}
+
+    @app.get("/v1/index/recall.png", response_class=Response, responses=png | _problems(404), operation_id="recallPlot")
+    async def recall() -> Response:
+        """Recall against cost of every setting that was tried when the index was tuned."""
+        return Response(service.gallery.current.recall_plot(), media_type="image/png", headers={"Cache-Control": _KEEP})
+
+    @app.get("/healthz", operation_id="health")
+    async def health() -> Health:
+        """The gateway lives."""
+        return Health(status="ok")
+
+    @app.get("/readyz", operation_id="ready")
+    async def ready() -> Health:
+        """Pictures can be searched with."""
+        await service.ready()
+        return Health(status="ready")
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")

@@ -1,0 +1,168 @@
+"""The replica that describes pictures: one model, one descriptor path (`manet.describe`), requests batched as they come.
+
+Every pass has the size that the gallery's passes had, so a query's descriptor has the same bits in any company.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.artifact import Artifact
+from jobs.inputs import local_copy
+from jobs.querying import QuerySpec
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MOST_BATCHED = 64
+_SPARE = 2  # batches waiting at a replica beside the one in work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One picture: uint8 [size, size, 3]; whether its maps are wanted, and its regions' parts."""
+
+    pixels: Array
+    maps: bool = False
+    parts: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a picture's pass yielded; `observed` names of `manet.describe.Observed`, for one picture."""
+
+    vector: Array
+    saliency_hw: Array | None = None
+    text_HW: Array | None = None
+    parts_RD: Array | None = None
+    boxes_R4: Array | None = None
+    batch: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderSettings:
+    """What an embedder loads."""
+
+    model: Artifact
+    spec: QuerySpec
+    gpu: bool
+
+
+class Embedder:
+    """Describes pictures in batches."""
+
+    def __init__(self, settings: EmbedderSettings) -> None:
+        self._spec = settings.spec
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="model")  # one thread: one pool of torch's own
+        batch = self._computing.submit(self._load, settings).result()
+        self._together = Together(self._computing, self._observe, batch)
+
+    def _load(self, settings: EmbedderSettings) -> int:
+        """Load the model; returns how many pictures are described together."""
+        import torch
+
+        from manet.checkpoint import load_model
+        from manet.describe import Describer
+
+        torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
+        network = load_model(local_copy(settings.model))
+        size = self._spec.size or network.config.pictures.size
+        self._describer = Describer(
+            network,
+            names=(self._spec.descriptor,),
+            device="cuda" if settings.gpu else "cpu",
+            batch_size=self._spec.batch_size,
+            precision=self._spec.precision,
+        )
+        self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))  # a first pass costs more than the others
+        return min(MOST_BATCHED, self._describer.batch_size)
+
+    def dim(self) -> int:
+        """Length of its descriptors."""
+        return self._describer.dim
+
+    async def __call__(self, asked: Asked) -> Seen | None:
+        """Describe one picture; None: its feature map is dead."""
+        return await self._together(asked)
+
+    def _observe(self, asked: list[Asked]) -> list[Seen | None]:
+        pixels = np.stack([each.pixels for each in asked])
+        if not any(each.maps or each.parts for each in asked):
+            described = self._describer.describe(pixels)
+            vectors = described.vectors[self._spec.descriptor]
+            return [
+                None if dead else Seen(vector=vector, batch=len(asked))
+                for vector, dead in zip(vectors, described.dead, strict=True)
+            ]
+        seen = self._describer.observe(pixels)
+        found: list[Seen | None] = []
+        for row, each in enumerate(asked):
+            if seen.described.dead[row]:
+                found.append(None)
+                continue
+            found.append(
+                Seen(
+                    vector=seen.described.vectors[self._spec.descriptor][row],
+                    saliency_hw=seen.saliency_Nhw[row] if each.maps else None,
+                    text_HW=seen.text_NHW[row] if each.maps and seen.text_NHW is not None else None,
+                    parts_RD=seen.parts_NRD[row] if each.parts and seen.parts_NRD is not None else None,
+                    boxes_R4=seen.boxes_R4 if each.parts else None,
+                    batch=len(asked),
+                )
+            )
+        return found
+
+
+class Together:
+    """Dynamic batching: a pass takes all that came while the one before it ran, at most `most`; nobody waits for company.
+
+    Not Ray Serve's own `@serve.batch`: it closes a batch when its wait is over although the model is still busy, so that under
+    load most passes carry one picture (measured: 1.08 of 2), and a pass costs the same however many it carries.
+
+    Args:
+        thread: where passes run, one after the other.
+        work: one pass.
+        most: pictures of a pass.
+    """
+
+    def __init__(self, thread: ThreadPoolExecutor, work: Callable[[list[Asked]], list[Seen | None]], most: int) -> None:
+        self._thread, self._work, self._most = thread, work, most
+        self._waiting: list[tuple[Asked, asyncio.Future[Seen | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, asked: Asked) -> Seen | None:
+        """The answer of the pass that takes this one."""
+        future: asyncio.Future[Seen | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((asked, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._work_off())
+        return await future
+
+    async def _work_off(self) -> None:
+        await asyncio.sleep(0)  # for those that arrive at the same moment
+        while self._waiting:
+            alive = [pair for pair in self._waiting if not pair[1].done()]  # whoever gave up is not described
+            taken, self._waiting = alive[: self._most], alive[self._most :]
+            if not taken:
+                break
+            try:
+                running = asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._work, [asked for asked, _ in taken]
+                )
+                results = await running
+            except Exception as error:
+                for _, future in taken:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), result in zip(taken, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+        self._task = None
+
+
+def ongoing(batch: int) -> int:
+    """Requests that a replica takes before the handle keeps the others back."""
+    return batch * (1 + _SPARE)

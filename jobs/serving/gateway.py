@@ -1,0 +1,389 @@
+"""The replica that answers HTTP: it decodes pictures in processes of their own, has them described, searches the index.
+
+It holds the index (memory-mapped: only the pages that searches touch are loaded) and hands pictures to the embedders.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from jobs.drawing import data_uri, heat, jpeg
+from jobs.pictures import Picture, fetch_picture
+from jobs.querying import answer_row
+from jobs.serving.answers import BatchItem, IndexAnswer, Item, Items, Limits, Maps, Pair, Problem, Result, SearchAnswer
+from jobs.serving.embedder import Asked, EmbedderSettings, Seen
+from jobs.serving.fetching import Fetcher
+from jobs.serving.gallery import Edition, Gallery
+from jobs.serving.guard import Guard
+from jobs.serving.metrics import ServingMetrics
+from jobs.serving.pictures import Decoders, Images
+from jobs.serving.refusals import Refusal, of_picture
+from jobs.serving.settings import MOST_ANSWERS, MOST_PICTURES, SIDES, ServingConfig
+from jobs.streaming import picture_config
+from manet.errors import PictureError
+from manet.explain import contributions, strongest
+from manet.names import DEAD
+from manet.search import Hit
+
+_T = TypeVar("_T")
+_TRIES = 4  # of describing a picture, when replicas are lost
+_PAIRS = 5  # of regions shown
+_MAP_SIDE = 256  # px of the query's maps
+_AT_ONCE = 8  # pictures of one batch in hand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What is searched with: exactly one of these."""
+
+    picture: bytes | None = None
+    image_id: str | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """How a search is answered."""
+
+    k: int
+    categories: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    rerank: bool = True
+    fold: bool = True
+    maps: bool = False
+    explain: int = 0
+
+
+@serve.ingress()
+class Gateway:
+    """What the API's routes call.
+
+    Args:
+        config: of the service.
+        settings: what the embedders load.
+        tokens: sha256 of each bearer token.
+        pending: searches in hand, at most.
+        embedder: handle of the embedders.
+    """
+
+    def __init__(
+        self,
+        config: ServingConfig,
+        settings: EmbedderSettings,
+        tokens: frozenset[str],
+        pending: int,
+        embedder: Any,  # noqa: ANN401 - a handle of Ray Serve
+    ) -> None:
+        cv2.setNumThreads(1)
+        self.config, self._tokens, self._pending, self._embedder = config, tokens, pending, embedder
+        self.gallery = Gallery(config.index, nprobe=config.nprobe, refine=config.refine)
+        pictures = picture_config(settings.model, settings.spec.size)
+        bounded = pictures.model_copy(update={"max_pixels": config.max_pixels})
+        self._decoders = Decoders(bounded, config.decoders, config.picture_seconds)
+        self._looks = Decoders(bounded.model_copy(update={"size": SIDES[-1]}), 1, config.picture_seconds)
+        self._decoders.start()
+        self._looks.start()
+        self._images = Images(self._looks)
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="search")
+        self._fetcher = Fetcher(max_bytes=config.max_body, seconds=config.request_seconds / 2)
+        self.metrics = ServingMetrics(serve.get_replica_context().replica_id.unique_id)
+        self._show_version()
+        self._refreshing: asyncio.Task[None] | None = None
+        self._guard: Guard | None = None
+
+    def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401 - the name that Ray Serve calls
+        """The API behind its guard; called by Ray Serve once."""
+        from starlette.middleware.cors import CORSMiddleware
+
+        from jobs.serving.api import build_api
+
+        app: Any = Guard(build_api(self), self.config, pending=self._pending, tokens=self._tokens, metrics=self.metrics)
+        self._guard = app
+        if self.config.cors_origin:
+            headers = ["Authorization", "Content-Type"]
+            app = CORSMiddleware(
+                app, allow_origins=list(self.config.cors_origin), allow_methods=["*"], allow_headers=headers
+            )
+        return app
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """Looks for new versions of the index while the replica lives."""
+        self._refreshing = asyncio.create_task(self._refresh())
+        yield
+        self._refreshing.cancel()
+
+    async def drain(self) -> tuple[str, int]:
+        """Take no new search; this gateway's name, and its searches that are still in hand."""
+        guard = _of(self._guard)
+        guard.stopping = True
+        return serve.get_replica_context().replica_id.unique_id, guard.pending
+
+    async def ready(self) -> None:
+        """Whether pictures can be described now.
+
+        Raises:
+            Refusal: no embedder answers, or the service is stopping.
+        """
+        if _of(self._guard).stopping:
+            raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
+        try:
+            async with asyncio.timeout(5):
+                await self._embedder.dim.remote()
+        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+            raise Refusal(503, "not_ready", "No embedder answers.", retry_after=1) from None
+
+    async def search(self, query: Query, wish: Wish) -> SearchAnswer:
+        """The answers to one picture.
+
+        Raises:
+            Refusal: it cannot be answered.
+        """
+        edition, clock = self.gallery.current, _Clock()
+        allowed = await self._thread(edition.allow, wish.categories, wish.ids)
+        item = None if query.image_id is None else await self._thread(self._stored, edition, query.image_id)
+        pixels, seen = None, None
+        if item is None or wish.maps or wish.explain:
+            pixels = await self._pixels(query, item[0] if item else None)
+            clock.stop("decode")
+            seen = await self._see(Asked(pixels=pixels, maps=wish.maps, parts=wish.explain > 0))
+            clock.stop("describe")
+        vector = item[1] if item else _of(seen).vector
+        k = wish.k + (item is not None)
+        hits = await self._thread(
+            lambda: edition.searcher.search(vector[None], k, allowed, folded=wish.fold, rerank=wish.rerank)[0]
+        )
+        hits = [hit for hit in hits if hit.image_id != query.image_id][: wish.k]
+        clock.stop("search")
+        why: list[list[Pair] | None] = [None] * len(hits)
+        if wish.explain:
+            why[: wish.explain] = await asyncio.gather(*(self._why(_of(seen), hit) for hit in hits[: wish.explain]))
+            clock.stop("explain")
+        self.metrics.stages(clock.milliseconds)
+        return SearchAnswer(
+            version=edition.number,
+            results=[_result(hit, pairs) for hit, pairs in zip(hits, why, strict=True)],
+            maps=_maps(_of(pixels), _of(seen)) if wish.maps else None,
+            milliseconds=clock.milliseconds,
+        )
+
+    async def batch(self, queries: list[Query], wish: Wish) -> list[BatchItem]:
+        """Each query's answers, or what is wrong with it."""
+        turn = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(query: Query) -> BatchItem:
+            async with turn:
+                try:
+                    return BatchItem(answer=await self.search(query, wish))
+                except Refusal as refusal:
+                    return BatchItem(error=Problem(code=refusal.code, message=refusal.message))
+
+        return list(await asyncio.gather(*map(one, queries)))
+
+    async def item(self, image_id: str) -> Item:
+        """A picture of the gallery.
+
+        Raises:
+            Refusal: there is none of that id.
+        """
+        edition = self.gallery.current
+        hit, _ = await self._thread(self._stored, edition, image_id)
+        return _item(hit, edition.number)
+
+    async def sample(self, count: int, seed: int) -> Items:
+        """Some pictures of the gallery: the same for the same seed and version."""
+        edition = self.gallery.current
+        hits = await self._thread(edition.searcher.sample, count, seed)
+        return Items(items=[_item(hit, edition.number) for hit in hits])
+
+    async def image(self, image_id: str, side: int) -> bytes:
+        """A gallery picture as a JPEG square.
+
+        Raises:
+            Refusal: there is none of that id, or its picture cannot be had.
+        """
+        hit, _ = await self._thread(self._stored, self.gallery.current, image_id)
+        return await self._pictured(self._looks.threads, self._images.image, _uri(hit), side)
+
+    async def image_map(self, image_id: str, side: int, kind: str) -> bytes:
+        """Saliency or text map over a gallery picture, JPEG.
+
+        Raises:
+            Refusal: as `image`; or the model has no text branch.
+        """
+        hit, _ = await self._thread(self._stored, self.gallery.current, image_id)
+        pixels = await self._load(hit)
+        seen = await self._see(Asked(pixels=pixels, maps=True))
+        grey = seen.saliency_hw if kind == "saliency" else seen.text_HW
+        if grey is None:
+            raise Refusal(404, "no_text_branch", "The model has no text branch.")
+        return jpeg(heat(_shrunk(pixels, side), grey))
+
+    async def index(self) -> IndexAnswer:
+        """The index and what a request may ask for."""
+        about = await self._thread(lambda: self.gallery.current.about)
+        limits = Limits(
+            body_bytes=self.config.max_body,
+            pixels=self.config.max_pixels,
+            answers=MOST_ANSWERS,
+            pictures=MOST_PICTURES,
+            url=self.config.allow_url,
+        )
+        return IndexAnswer(**about, limits=limits)
+
+    async def _pixels(self, query: Query, hit: Hit | None) -> Picture:
+        if hit is not None:
+            return await self._load(hit)
+        data = query.picture
+        if query.url is not None:
+            data = await self._fetcher.fetch(query.url)
+        return await self._pictured(self._decoders.threads, self._decoders.decode, data or b"")
+
+    async def _load(self, hit: Hit) -> Picture:
+        """A gallery picture, prepared as it was when it was described."""
+        data = await self._thread(fetch_picture, _uri(hit))
+        if isinstance(data, PictureError):
+            raise of_picture(data)
+        return await self._pictured(self._decoders.threads, self._decoders.decode, data)
+
+    async def _see(self, asked: Asked) -> Seen:
+        """Describe a picture; again when the replica that was at it is lost.
+
+        Raises:
+            Refusal: the picture is dead, or no embedder answers.
+        """
+        for attempt in range(1, _TRIES + 1):
+            try:
+                seen: Seen | None = await self._embedder.remote(asked)
+            except (RayActorError, DeploymentUnavailableError):
+                self.metrics.retries.inc()
+                await asyncio.sleep(0.2 * attempt)
+                continue
+            if seen is None:
+                raise of_picture(DEAD)
+            self.metrics.batch.observe(seen.batch)
+            return seen
+        raise Refusal(503, "no_embedder", "No embedder answers; try again in a moment.", retry_after=2)
+
+    async def _why(self, query: Seen, hit: Hit) -> list[Pair] | None:
+        """The strongest pairs of regions of the query and an answer; None where its picture cannot be had."""
+        if query.parts_RD is None:
+            raise Refusal(422, "no_regions", "This index's descriptor is not SR-MAC: its answers have no regions.")
+        try:
+            answer = await self._see(Asked(pixels=await self._load(hit), parts=True))
+        except Refusal as refusal:
+            if refusal.status == 503:
+                raise
+            return None
+        pairs = contributions(query.parts_RD, _of(answer.parts_RD))
+        own, other = _boxes(query), _boxes(answer)
+        return [
+            Pair(part=round(part, 6), query=own[row], answer=other[column])
+            for row, column, part in strongest(pairs, _PAIRS)
+        ]
+
+    @staticmethod
+    def _stored(edition: Edition, image_id: str) -> tuple[Hit, Any]:
+        found = edition.searcher.item(image_id)
+        if found is None:
+            raise Refusal(404, "unknown_item", "The index has no picture of this id.")
+        return found
+
+    async def _thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    @staticmethod
+    async def _pictured(threads: ThreadPoolExecutor, work: Callable[..., _T], *arguments: object) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+        except PictureError as error:
+            raise of_picture(error) from None
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.refresh_seconds)
+            if await self._thread(self.gallery.refresh):
+                self._show_version()
+            self.metrics.restarts.set(self._decoders.restarts + self._looks.restarts)
+
+    def _show_version(self) -> None:
+        edition = self.gallery.current
+        self.metrics.version.set(edition.number)
+        self.metrics.rows.set(len(edition.searcher))
+
+
+class _Clock:
+    """Milliseconds of each stage, one after the other."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+        self._at = time.monotonic()
+
+    def stop(self, stage: str) -> None:
+        now = time.monotonic()
+        self.milliseconds[stage] = round((now - self._at) * 1e3, 2)
+        self._at = now
+
+
+def _of(value: _T | None) -> _T:
+    """A value that is there, by what was asked for."""
+    assert value is not None  # noqa: S101 - for the type checker
+    return value
+
+
+def _item(hit: Hit, version: int) -> Item:
+    return Item(
+        image_id=hit.image_id, uri=_public(hit.uri), description=hit.description, category=hit.category,
+        image=_image_path(hit.image_id), version=version,
+    )  # fmt: skip
+
+
+def _result(hit: Hit, why: list[Pair] | None) -> Result:
+    row = answer_row(hit)
+    return Result(
+        image_id=hit.image_id, score=row["score"], uri=_public(hit.uri), description=hit.description,
+        category=hit.category, image=_image_path(hit.image_id), why=why,
+    )  # fmt: skip
+
+
+def _image_path(image_id: str) -> str:
+    return f"/v1/items/{quote(image_id, safe='')}/image"
+
+
+def _public(uri: str | None) -> str | None:
+    """An address that tells nothing of the server's files."""
+    return uri if uri is not None and uri.startswith(("https://", "http://", "s3://")) else None
+
+
+def _uri(hit: Hit) -> str:
+    if not hit.uri:
+        raise Refusal(404, "no_picture", "The index does not know where its pictures lie.")
+    return hit.uri
+
+
+def _shrunk(pixels: Picture, side: int) -> Picture:
+    return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA))
+
+
+def _maps(pixels: Picture, seen: Seen) -> Maps:
+    small = _shrunk(pixels, _MAP_SIDE)
+    return Maps(
+        query=data_uri(jpeg(small)),
+        saliency=data_uri(jpeg(heat(small, _of(seen.saliency_hw)))),
+        text=None if seen.text_HW is None else data_uri(jpeg(heat(small, seen.text_HW))),
+    )
+
+
+def _boxes(seen: Seen) -> list[tuple[float, float, float, float]]:
+    return [(row[0], row[1], row[2], row[3]) for row in np.round(_of(seen.boxes_R4), 4).tolist()]

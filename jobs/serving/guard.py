@@ -1,0 +1,186 @@
+"""What stands before the API: who may ask, how much and how often; headers; one form for every error.
+
+All of it is decided from a request's head, before a byte of its body is read.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from jobs.serving.metrics import ServingMetrics
+from jobs.serving.refusals import Refusal
+from jobs.serving.settings import ServingConfig
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body of one picture
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+_OPEN = ("/healthz", "/readyz")  # without a token
+_HEAD = 32 << 10  # bytes of a request's headers
+_CLIENTS = 10_000  # whose rate is remembered
+_BURST_S = 10
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "manifest-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(self), geolocation=(), microphone=()",
+}
+_LOG = logging.getLogger("ray.serve")
+
+
+class Guard:
+    """An ASGI app around another.
+
+    Args:
+        app: the API.
+        config: the limits.
+        pending: searches in hand, at most.
+        tokens: sha256 of each bearer token; none: nobody needs one.
+        metrics: where requests are counted.
+    """
+
+    def __init__(
+        self, app: App, config: ServingConfig, *, pending: int, tokens: frozenset[str], metrics: ServingMetrics
+    ) -> None:
+        self._app, self._config, self._tokens, self._metrics = app, config, tokens, metrics
+        self._most, self._pending = pending, 0
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> searches left, and when
+        self._usual_s = 1.0  # of one search, lately
+        self.stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+
+        async def dressed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                present = {name for name, _ in message.get("headers", [])}
+                extra = [(key.encode(), text.encode()) for key, text in _HEADERS.items() if key.encode() not in present]
+                if scope["path"].startswith("/v1/") and b"cache-control" not in present:
+                    extra.append((b"cache-control", b"no-store"))
+                message["headers"] = [*message.get("headers", []), *extra]
+            await send(message)
+
+        try:
+            await self._admit(scope, receive, dressed)
+        except Refusal as refusal:
+            if not status:
+                await refuse(refusal, dressed)
+        except TimeoutError:
+            if not status:
+                seconds = f"{self._config.request_seconds:g} s"
+                await refuse(Refusal(503, "timed_out", f"No answer within {seconds}.", retry_after=1), dressed)
+        except Exception:
+            _LOG.exception("a request failed")
+            if not status:
+                await refuse(Refusal(500, "internal", "The service failed; its log says why."), dressed)
+        finally:
+            self._metrics.request(scope, status, time.monotonic() - began)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD:
+            raise Refusal(431, "headers_too_large", "The request's headers are too large.")
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        path, method = scope["path"], scope["method"]
+        client = self._client(scope, headers)
+        if method not in {"GET", "HEAD", "OPTIONS"}:
+            self._check_body(headers, self._config.max_body * SEARCHES.get(path, 1))
+        if method != "POST" or path not in SEARCHES:
+            async with asyncio.timeout(self._config.request_seconds):
+                await self._app(scope, receive, send)
+            return
+        if self.stopping:
+            raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
+        self._check_rate(client)
+        if self._pending >= self._most:
+            self._metrics.refused.labels("overload").inc()
+            wait = math.ceil(self._usual_s)
+            raise Refusal(503, "overloaded", "The service is busy; try again in a moment.", retry_after=max(1, wait))
+        self._pending += 1
+        self._metrics.pending.set(self._pending)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._config.request_seconds):
+                await self._app(scope, receive, send)
+            self._usual_s += 0.1 * (time.monotonic() - began - self._usual_s)
+        finally:
+            self._pending -= 1
+            self._metrics.pending.set(self._pending)
+
+    @property
+    def pending(self) -> int:
+        """Searches in hand."""
+        return self._pending
+
+    def _client(self, scope: Scope, headers: dict[str, str]) -> str:
+        """Who asks: the hash of the token, else the address.
+
+        Raises:
+            Refusal: a token is needed, and this is none.
+        """
+        address = str((scope.get("client") or ("unknown",))[0])
+        guarded = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
+        if not self._tokens or not guarded or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
+            return address
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(token.strip().encode("latin-1")).hexdigest()
+        if scheme.lower() != "bearer" or digest not in self._tokens:
+            self._metrics.refused.labels("token").inc()
+            raise Refusal(401, "unauthorized", "This service wants an access token.")
+        return digest
+
+    def _check_body(self, headers: dict[str, str], limit: int) -> None:
+        if headers.get("content-type", "").partition(";")[0].strip().lower() not in _FORMS:
+            raise Refusal(415, "unsupported_body", f"Send a form: {' or '.join(_FORMS)}.")
+        length = headers.get("content-length", "")
+        if not length.isdecimal():
+            raise Refusal(411, "length_required", "Send the body's Content-Length.")
+        if int(length) > limit:
+            self._metrics.refused.labels("body").inc()
+            raise Refusal(413, "too_large", f"The upload is larger than {limit >> 20} MiB.")
+
+    def _check_rate(self, client: str) -> None:
+        """A bucket of ten seconds' searches for each client."""
+        if not self._config.rate:
+            return
+        now, burst = time.monotonic(), max(1.0, self._config.rate * _BURST_S)
+        left, seen = self._rates.pop(client, (burst, now))
+        left = min(burst, left + (now - seen) * self._config.rate)
+        allowed = left >= 1
+        self._rates[client] = (left - allowed, now)
+        while len(self._rates) > _CLIENTS:
+            self._rates.popitem(last=False)
+        if not allowed:
+            self._metrics.refused.labels("rate").inc()
+            wait = math.ceil((1 - left) / self._config.rate)
+            raise Refusal(429, "too_many_requests", "Too many searches; wait a moment.", retry_after=wait)
+
+
+async def refuse(refusal: Refusal, send: Send) -> None:
+    """Send an error."""
+    body = json.dumps(refusal.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,149 @@
+// The answers: pictures with their maps, titles, scores; and the dialog that says why one of them is there.
+
+import { imageAddress, search } from "./api.js";
+import { byId, draw, make } from "./dom.js";
+
+const PEEK_MS = 250; // of hovering, before a map is fetched
+
+export class Answers {
+  // actions: {more(result), fields(): what the query is, problem(error)}
+  constructor(actions) {
+    this.actions = actions;
+    this.map = "none";
+    this.cards = [];
+    byId("why-close").onclick = () => byId("why").close();
+    byId("why").addEventListener("click", (event) => event.target === byId("why") && byId("why").close());
+  }
+
+  show(results) {
+    this.cards = results.map((result, place) => new Card(result, place + 1, this));
+    byId("answers").replaceChildren(...this.cards.map((card) => card.element));
+    if (this.map !== "none") this.showMap(this.map);
+  }
+
+  // On every answer: its picture ("none"), its saliency or its text map.
+  showMap(map) {
+    this.map = map;
+    this.cards.forEach((card) => card.showMap(map));
+  }
+
+  async why(result) {
+    const dialog = byId("why");
+    byId("why-text").textContent = "Looking at both pictures...";
+    byId("why-caption").textContent = result.description || result.image_id;
+    const query = make("img", { src: byId("query-picture").dataset.searched || byId("query-picture").src, alt: "The query picture" });
+    const answer = make("img", { src: await imageAddress(`${result.image}?side=512`), alt: result.description || result.image_id });
+    byId("why-query").replaceChildren(query);
+    byId("why-answer").replaceChildren(answer);
+    byId("why-pairs").replaceChildren();
+    dialog.showModal();
+    try {
+      const found = await search({ ...this.actions.fields(), ids: [result.image_id], k: 1, explain: 1, maps: true, fold: false });
+      query.src = found.maps.query;
+      explain(found.results[0], result.score);
+    } catch (error) {
+      byId("why-text").textContent = error.message;
+    }
+  }
+}
+
+function explain(result) {
+  if (!result?.why) {
+    byId("why-text").textContent = "The picture of this answer is no longer where the catalogue says.";
+    return;
+  }
+  byId("why-text").textContent = `The score, ${result.score.toFixed(3)}, is a sum over all pairs of regions of the two pictures. These pairs add most to it, each with its share; boxes of one colour belong together.`;
+  const layers = ["query", "answer"].map((side) => {
+    const svg = draw("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": "true" });
+    result.why.forEach((pair, place) => {
+      const [x, y, width, height] = pair[side];
+      const inset = 0.004 * (place + 1);
+      const box = { x: x + inset, y: y + inset, width: width - 2 * inset, height: height - 2 * inset, rx: 0.01 };
+      svg.append(draw("g", {}, draw("rect", { ...box, class: "under" }), draw("rect", { ...box, class: `line c${place}` })));
+    });
+    byId(`why-${side}`).append(svg);
+    return svg;
+  });
+  const highlight = (place) => layers.forEach((svg) => [...svg.children].forEach((group, each) => group.classList.toggle("dim", place !== null && each !== place)));
+  byId("why-pairs").replaceChildren(
+    ...result.why.map((pair, place) => {
+      const swatch = draw("svg", { viewBox: "0 0 18 18", "aria-hidden": "true" }, draw("rect", { x: 2, y: 2, width: 14, height: 14, rx: 2, fill: "none", "stroke-width": 3, class: `c${place}` }));
+      const share = ((100 * pair.part) / result.score).toFixed(1);
+      const on = () => highlight(place);
+      const off = () => highlight(null);
+      return make("li", {}, make("button", { type: "button", class: "button small", onmouseenter: on, onfocus: on, onmouseleave: off, onblur: off }, swatch, `${share}%`));
+    }),
+  );
+}
+
+class Card {
+  constructor(result, rank, answers) {
+    this.result = result;
+    this.addresses = {};
+    const title = result.description || result.image_id;
+    this.image = make("img", { alt: "", loading: "lazy" });
+    this.overlay = make("img", { alt: "", class: "overlay" });
+    this.picture = make(
+      "button",
+      { type: "button", class: "picture", "aria-pressed": "false", "aria-label": `Answer ${rank}: ${title}. Show where the network looked`, title: "Show where the network looked" },
+      this.image,
+      this.overlay,
+      make("span", { class: "rank", "aria-hidden": "true" }, String(rank)),
+    );
+    this.bindPicture(answers);
+    this.element = make(
+      "li",
+      { class: "answer" },
+      this.picture,
+      make("p", { class: "title", title }, title),
+      make("p", { class: "meta" }, result.category ?? result.image_id),
+      make("div", { class: "score" }, make("meter", { min: 0, max: 1, value: Math.max(0, result.score), "aria-label": `Score of answer ${rank}` }), result.score.toFixed(3)),
+      make(
+        "div",
+        { class: "row" },
+        make("button", { type: "button", class: "button small", "aria-label": `More like answer ${rank}: ${title}`, onclick: () => answers.actions.more(result) }, "More like this"),
+        make("button", { type: "button", class: "button small", "aria-label": `Why answer ${rank}: ${title}`, onclick: () => answers.why(result) }, "Why"),
+      ),
+    );
+    imageAddress(`${result.image}?side=256`).then((address) => { this.image.src = address; }, () => this.gone());
+    this.image.onerror = () => this.gone();
+  }
+
+  bindPicture(answers) {
+    let timer = 0;
+    this.picture.addEventListener("pointerenter", (event) => {
+      if (event.pointerType === "mouse") timer = setTimeout(() => this.showMap(answers.map === "none" ? "saliency" : "none"), PEEK_MS);
+    });
+    this.picture.addEventListener("pointerleave", (event) => {
+      clearTimeout(timer);
+      if (event.pointerType === "mouse") this.showMap(answers.map);
+    });
+    this.picture.addEventListener("click", () => {
+      clearTimeout(timer);
+      this.showMap(this.shown === "none" || !this.shown ? "saliency" : "none");
+    });
+  }
+
+  async showMap(map) {
+    this.shown = map;
+    this.picture.setAttribute("aria-pressed", String(map !== "none"));
+    if (map === "none") {
+      this.overlay.classList.remove("shown");
+      return;
+    }
+    try {
+      this.addresses[map] ??= imageAddress(`${this.result.image}?side=256&map=${map}`);
+      const address = await this.addresses[map];
+      if (this.shown !== map) return;
+      this.overlay.onload = () => this.overlay.classList.toggle("shown", this.shown === map);
+      if (this.overlay.src !== new URL(address, document.baseURI).href) this.overlay.src = address;
+      else this.overlay.classList.add("shown");
+    } catch {
+      delete this.addresses[map];
+    }
+  }
+
+  gone() {
+    this.image.replaceWith(make("span", { class: "gone" }, "picture gone"));
+  }
+}

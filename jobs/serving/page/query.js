@@ -1,0 +1,213 @@
+// The query: a file, a paste, a drop, a photo or a gallery item; shown on its white square, cropped by dragging or by keys.
+
+import { byId } from "./dom.js";
+
+const LEAST = 0.04; // share of the square below which a drag is a slip
+const STEP = 0.02;
+const SHRUNK = 2000; // px of the longer side of a picture that is too large to send
+
+// onQuery({picture: Blob} | {id} | null) is called whenever there is another thing to search with.
+export class Query {
+  constructor(onQuery, onProblem) {
+    this.onQuery = onQuery;
+    this.onProblem = onProblem;
+    this.limit = 16 << 20;
+    this.file = null; // the whole picture as it was given
+    this.id = null;
+    this.crop = null; // {left, top, width, height}, shares of the square
+    this.bind();
+  }
+
+  bind() {
+    const pick = (input) => () => byId(input).click();
+    byId("choose").onclick = pick("file");
+    byId("another").onclick = pick("file");
+    byId("photograph").onclick = pick("camera");
+    for (const id of ["file", "camera"]) {
+      byId(id).onchange = (event) => {
+        if (event.target.files[0]) this.take(event.target.files[0]);
+        event.target.value = "";
+      };
+    }
+    byId("clear").onclick = () => this.clear();
+    byId("whole").onclick = () => this.setCrop(null, true);
+    const body = document.body;
+    body.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      body.classList.add("dragging");
+    });
+    body.addEventListener("dragleave", (event) => event.relatedTarget || body.classList.remove("dragging"));
+    body.addEventListener("drop", (event) => {
+      event.preventDefault();
+      body.classList.remove("dragging");
+      const [file] = event.dataTransfer.files;
+      if (file) this.take(file);
+      else this.onProblem("no_file", "What you dropped is not a file. Save the picture first, then drop it.");
+    });
+    document.addEventListener("paste", (event) => {
+      const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
+      if (file) this.take(file);
+    });
+    this.bindStage();
+  }
+
+  bindStage() {
+    const stage = byId("stage");
+    let start = null;
+    const at = (event) => {
+      const box = stage.getBoundingClientRect();
+      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((share) => Math.min(1, Math.max(0, share)));
+    };
+    stage.addEventListener("pointerdown", (event) => {
+      if (!this.file) return;
+      start = at(event);
+      stage.setPointerCapture(event.pointerId);
+    });
+    stage.addEventListener("pointermove", (event) => start && this.setCrop(between(start, at(event)), false));
+    stage.addEventListener("pointerup", (event) => {
+      if (!start) return;
+      const box = between(start, at(event));
+      start = null;
+      if (box.width < LEAST || box.height < LEAST) this.setCrop(null, this.searched !== null);
+      else this.setCrop(box, true);
+    });
+    stage.addEventListener("pointercancel", () => {
+      start = null;
+      this.setCrop(null, false);
+    });
+    stage.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  key(event) {
+    if (!this.file) return;
+    const moves = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
+    if (event.key in moves) {
+      event.preventDefault();
+      const [x, y] = moves[event.key];
+      const box = this.crop ?? { left: 0.2, top: 0.2, width: 0.6, height: 0.6 };
+      const next = event.shiftKey ? { ...box, width: box.width + x, height: box.height + y } : { ...box, left: box.left + x, top: box.top + y };
+      next.width = Math.min(1, Math.max(0.1, next.width));
+      next.height = Math.min(1, Math.max(0.1, next.height));
+      next.left = Math.min(1 - next.width, Math.max(0, next.left));
+      next.top = Math.min(1 - next.height, Math.max(0, next.top));
+      this.setCrop(this.crop ? next : box, false);
+    } else if (event.key === "Enter" && this.crop) {
+      this.search();
+    } else if (event.key === "Escape" && this.crop) {
+      this.setCrop(null, true);
+    }
+  }
+
+  take(file) {
+    this.file = file;
+    this.id = null;
+    this.show(URL.createObjectURL(file), "The query picture");
+    this.setCrop(null, true);
+  }
+
+  // A gallery item as the query; `address` shows its picture.
+  takeItem(id, address, title) {
+    this.file = null;
+    this.id = id;
+    this.show(address, title || id);
+    this.setCrop(null, false);
+  }
+
+  clear() {
+    this.file = this.id = this.searched = null;
+    this.setCrop(null, false);
+    byId("drop").hidden = false;
+    for (const id of ["chosen", "query-actions", "crop-hint"]) byId(id).hidden = true;
+    this.onQuery(null);
+    byId("choose").focus();
+  }
+
+  show(address, text) {
+    const picture = byId("query-picture");
+    if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
+    picture.src = address;
+    picture.alt = text;
+    byId("drop").hidden = true;
+    byId("chosen").hidden = byId("query-actions").hidden = false;
+    byId("crop-hint").hidden = !this.file;
+    byId("stage").style.cursor = this.file ? "" : "default";
+  }
+
+  setCrop(box, search) {
+    this.crop = box;
+    const shown = byId("cropbox");
+    shown.hidden = byId("whole").hidden = !box;
+    if (box) {
+      for (const side of ["left", "top", "width", "height"]) shown.style[side] = `${box[side] * 100}%`;
+      byId("query-map").classList.remove("shown");
+    }
+    if (search) this.search();
+  }
+
+  // Lays a map over what was searched with: the whole square, or the square around the crop, cut to it.
+  place(overlay) {
+    const box = this.file && this.crop ? this.visible(this.crop) : { left: 0, top: 0, width: 1, height: 1 };
+    const side = Math.max(box.width, box.height);
+    const percent = (share) => `${share * 100}%`;
+    Object.assign(overlay.style, {
+      inset: "auto",
+      left: percent(box.left + (box.width - side) / 2),
+      top: percent(box.top + (box.height - side) / 2),
+      width: percent(side),
+      height: percent(side),
+      clipPath: `inset(${percent((side - box.height) / 2 / side)} ${percent((side - box.width) / 2 / side)})`,
+    });
+  }
+
+  // The part of a box that lies on the picture itself, not on the white around it.
+  visible(box) {
+    const { naturalWidth: width, naturalHeight: height } = byId("query-picture");
+    const longer = Math.max(width, height) || 1;
+    const [x, y] = [(1 - width / longer) / 2, (1 - height / longer) / 2];
+    const [left, top] = [Math.max(x, box.left), Math.max(y, box.top)];
+    const [right, bottom] = [Math.min(1 - x, box.left + box.width), Math.min(1 - y, box.top + box.height)];
+    return { left, top, width: Math.max(0.001, right - left), height: Math.max(0.001, bottom - top) };
+  }
+
+  async search() {
+    if (!this.file) return;
+    this.searched = this.crop;
+    try {
+      const picture = this.crop || this.file.size > this.limit ? await cut(this.file, this.crop) : this.file;
+      this.onQuery({ picture });
+    } catch {
+      // what the browser cannot open, the service may still name
+      if (this.file.size > this.limit) this.onProblem("too_large", `The file is larger than ${this.limit >> 20} MiB.`);
+      else this.onQuery({ picture: this.file });
+    }
+  }
+}
+
+function between([x, y], [right, bottom]) {
+  return { left: Math.min(x, right), top: Math.min(y, bottom), width: Math.abs(right - x), height: Math.abs(bottom - y) };
+}
+
+// The part of a picture inside a box of its white square, at full resolution; the whole picture, made smaller, without a box.
+async function cut(file, box) {
+  const bitmap = await createImageBitmap(file);
+  const longer = Math.max(bitmap.width, bitmap.height);
+  const [x, y] = [(longer - bitmap.width) / 2, (longer - bitmap.height) / 2];
+  let [left, top, right, bottom] = [0, 0, bitmap.width, bitmap.height];
+  if (box) {
+    left = Math.max(0, box.left * longer - x);
+    top = Math.max(0, box.top * longer - y);
+    right = Math.min(bitmap.width, (box.left + box.width) * longer - x);
+    bottom = Math.min(bitmap.height, (box.top + box.height) * longer - y);
+  }
+  const [width, height] = [Math.max(1, right - left), Math.max(1, bottom - top)];
+  const scale = Math.min(1, SHRUNK / Math.max(width, height));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(width * scale));
+  canvas.height = Math.max(1, Math.round(height * scale));
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, left, top, width, height, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return new Promise((done, failed) => canvas.toBlob((blob) => (blob ? done(blob) : failed(new Error("no blob"))), "image/jpeg", 0.95));
+}

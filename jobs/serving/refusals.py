@@ -1,0 +1,55 @@
+"""Every way in which a request is refused: one status, one code, one line for a person; the same JSON everywhere."""
+
+from manet.errors import PictureError, Reason
+
+_BY_REASON = {
+    Reason.MISSING: 404,
+    Reason.UNREADABLE: 502,
+    Reason.TOO_LARGE: 413,
+    Reason.NOT_A_PICTURE: 415,
+    Reason.UNSUPPORTED: 415,
+}
+_FOR_PEOPLE = {
+    Reason.MISSING: "The picture is no longer where the catalogue says.",
+    Reason.UNREADABLE: "The picture cannot be read from where the catalogue says.",
+    Reason.EMPTY: "The file is empty.",
+    Reason.NOT_A_PICTURE: "This file is not a picture.",
+    Reason.TRUNCATED: "The picture is cut off: only a part of its file arrived.",
+    Reason.CORRUPT: "The picture's file is damaged.",
+    Reason.TOO_LARGE: "The picture has too many pixels.",
+    Reason.ANIMATED: "The picture is animated; give a still one.",
+    Reason.UNSUPPORTED: "Pictures of this format are not supported; give JPEG, PNG, WebP, GIF, BMP or TIFF.",
+    Reason.CRASHED_DECODER: "The picture cannot be decoded.",
+    Reason.TIMED_OUT: "The picture takes too long to decode.",
+    Reason.DEAD_FEATURE_MAP: "Nothing can be seen in the picture.",
+}
+
+
+class Refusal(Exception):  # noqa: N818 - no fault of ours: an answer
+    """A request that gets an error for an answer.
+
+    Args:
+        status: HTTP status, 4xx or 503.
+        code: one word for programs.
+        message: one line for people.
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers beside the body."""
+        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    def body(self) -> dict[str, dict[str, str]]:
+        """The answer's JSON."""
+        return {"error": {"code": self.code, "message": self.message}}
+
+
+def of_picture(error: PictureError) -> Refusal:
+    """What is wrong with a picture, as an answer: no detail of files or addresses leaves the service."""
+    return Refusal(_BY_REASON.get(error.reason, 422), str(error.reason), _FOR_PEOPLE[error.reason])

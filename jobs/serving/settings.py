@@ -1,0 +1,54 @@
+"""How a service runs and what it refuses: fields that become flags of `manet serve`."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MIB = 1 << 20
+SIDES = (128, 256, 512)  # of an item's image, px
+MOST_ANSWERS = 100
+MOST_PICTURES = 32  # of one batch
+
+
+class ServingConfig(BaseModel):
+    """The index that answers, the processes that work, and the limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    index: str
+    """Index artifact; its newest version answers, and a new one is taken up without a stop."""
+    model: str = ""
+    """Where the index's model lies now, if it was moved."""
+    nprobe: int = Field(default=0, ge=0)
+    """Cells visited; 0: what the index was tuned to."""
+    refine: int = Field(default=0, ge=0)
+    """Candidates re-scored with the stored vectors; 0: what the index was tuned to."""
+    embedders: int = Field(default=1, ge=1)
+    """Processes that describe pictures; each books one CPU, and a GPU with --gpu."""
+    gpu: bool = False
+    """Describe pictures on GPUs."""
+    gateways: int = Field(default=1, ge=1)
+    """Processes that answer HTTP, decode and search."""
+    decoders: int = Field(default=2, ge=1)
+    """Decode processes of each gateway."""
+    pending: int = Field(default=0, ge=0)
+    """Searches that one gateway has in hand before it answers 503; 0: 8, or four batches, for each embedder."""
+    request_seconds: float = Field(default=20.0, gt=0)
+    """Most seconds of one request, upload included."""
+    picture_seconds: float = Field(default=4.0, gt=0)
+    """Most seconds of decoding one picture."""
+    max_body_mib: int = Field(default=16, ge=1)
+    """Largest upload, MiB; four times as much for a batch."""
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    """Largest width x height of a picture that is decoded at all."""
+    rate: float = Field(default=0.0, ge=0)
+    """Searches a second of one client (its token, else its address) on one gateway, with bursts of ten seconds; 0: no limit."""
+    allow_url: bool = False
+    """Let a search name its picture by an https:// URL; only public addresses are fetched."""
+    cors_origin: tuple[str, ...] = ()
+    """Origin whose pages may call the API, e.g. https://shop.example; default: none."""
+    refresh_seconds: float = Field(default=5.0, gt=0)
+    """Seconds between two looks for a new version of the index."""
+
+    @property
+    def max_body(self) -> int:
+        """Bytes of one picture's upload."""
+        return self.max_body_mib * MIB

@@ -1,0 +1,176 @@
+"""A client of `manet serve`: the standard library alone, so that a shop's backend can take it as it is.
+
+    from manet.client import Client
+
+    client = Client("http://127.0.0.1:8000", token=os.environ.get("MANET_TOKEN"))
+    for result in client.search("photo.jpg", k=7)["results"]:
+        print(result["score"], result["image_id"], result["description"])
+
+The one file of this package that talks over a network. Searching twice does no harm, so what may pass is tried again: no
+connection, a busy service (it says when to come back), a replica that was lost.
+"""
+
+import http.client
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from manet.errors import ManetError
+
+Picture = str | Path | bytes
+Json = dict[str, Any]
+_AGAIN = {429, 500, 502, 503, 504}
+
+
+class ServiceError(ManetError):
+    """The service refused a request, or did not answer it.
+
+    Args:
+        status: HTTP status; 0: no answer at all.
+        code: the service's word for it.
+        message: one line.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status, self.code = status, code
+
+
+class Client:
+    """Searches by picture.
+
+    Args:
+        address: of the service, http:// or https://.
+        token: bearer token, where the service wants one.
+        tries: of one request.
+        seconds: time limit of one try.
+    """
+
+    def __init__(self, address: str, *, token: str | None = None, tries: int = 5, seconds: float = 60.0) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ServiceError(0, "address", f"{address!r} is no http:// or https:// address")
+        self._parts, self._tries, self._seconds = parts, tries, seconds
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.retried = 0
+
+    def search(
+        self,
+        picture: Picture | None = None,
+        *,
+        image_id: str | None = None,
+        k: int = 7,
+        categories: Sequence[str] = (),
+        ids: Sequence[str] = (),
+        **more: str | int | bool,
+    ) -> Json:
+        """The answers to one picture (a path or bytes), or to a picture of the gallery.
+
+        Args:
+            picture: the query; or `image_id`.
+            image_id: of the gallery.
+            k: answers.
+            categories, ids: only these answer.
+            more: `rerank`, `fold`, `maps`, `explain` as in /v1/openapi.json.
+
+        Raises:
+            ServiceError: refused, or no answer after all tries.
+        """
+        fields: list[tuple[str, str | bytes]] = [("k", str(k))]
+        if picture is not None:
+            fields.append(("picture", _bytes(picture)))
+        if image_id is not None:
+            fields.append(("id", image_id))
+        return self._post("/v1/search", fields + _filters(categories, ids, more))
+
+    def search_batch(
+        self, pictures: Iterable[Picture] = (), *, image_ids: Iterable[str] = (), k: int = 7, **more: str | int | bool
+    ) -> list[Json]:
+        """For each picture, then each id: {"answer": ..., "error": ...}, one of them null.
+
+        Raises:
+            ServiceError: the request as a whole was refused.
+        """
+        fields: list[tuple[str, str | bytes]] = [("k", str(k)), *(("picture", _bytes(each)) for each in pictures)]
+        fields += [("id", each) for each in image_ids]
+        items: list[Json] = self._post("/v1/search:batch", fields + _filters((), (), more))["items"]
+        return items
+
+    def item(self, image_id: str) -> Json:
+        """What the catalogue says of a gallery picture."""
+        return _json(self._request("GET", f"/v1/items/{quote(image_id, safe='')}"))
+
+    def image(self, image_id: str, *, side: int = 256, kind: str = "none") -> bytes:
+        """A gallery picture as a JPEG square; `kind`: none, or the map over it, saliency or text."""
+        query = urlencode({"side": side, "map": kind})
+        return self._request("GET", f"/v1/items/{quote(image_id, safe='')}/image?{query}")
+
+    def index(self) -> Json:
+        """The index: size, settings, recall report, categories, rejects."""
+        return _json(self._request("GET", "/v1/index"))
+
+    def _post(self, path: str, fields: Sequence[tuple[str, str | bytes]]) -> Json:
+        boundary = uuid.uuid4().hex
+        pieces = []
+        for name, value in fields:
+            file = '; filename="picture"\r\nContent-Type: application/octet-stream' if isinstance(value, bytes) else ""
+            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+            pieces += [head.encode(), value if isinstance(value, bytes) else value.encode(), b"\r\n"]
+        body = b"".join([*pieces, f"--{boundary}--\r\n".encode()])
+        return _json(self._request("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}))
+
+    def _request(self, method: str, path: str, body: bytes | None = None, headers: Json | None = None) -> bytes:
+        problem = ServiceError(0, "unreachable", "no try")
+        for attempt in range(1, self._tries + 1):
+            try:
+                status, retry_after, data = self._once(method, path, body, {**self._headers, **(headers or {})})
+            except (OSError, http.client.HTTPException) as error:
+                problem = ServiceError(0, "unreachable", f"{self._parts.netloc}: {error or type(error).__name__}")
+                status, retry_after = 503, 0.5 * attempt
+            else:
+                if status < 400:
+                    return data
+                problem = _problem(status, data)
+            if status not in _AGAIN or attempt == self._tries:
+                break
+            self.retried += 1
+            time.sleep(retry_after * random.uniform(0.7, 1.3))
+        raise problem
+
+    def _once(self, method: str, path: str, body: bytes | None, headers: Json) -> tuple[int, float, bytes]:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(str(self._parts.hostname), self._parts.port, timeout=self._seconds)
+        try:
+            connection.request(method, self._parts.path.rstrip("/") + path, body, headers)
+            response = connection.getresponse()
+            return response.status, float(response.getheader("Retry-After") or 0.5), response.read()
+        finally:
+            connection.close()
+
+
+def _bytes(picture: Picture) -> bytes:
+    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+
+
+def _filters(categories: Sequence[str], ids: Sequence[str], more: Json) -> list[tuple[str, str | bytes]]:
+    found: list[tuple[str, str | bytes]] = [("category", name) for name in categories]
+    found += [("ids", name) for name in ids]
+    return found + [(name, str(value).lower()) for name, value in more.items()]
+
+
+def _json(data: bytes) -> Json:
+    found: Json = json.loads(data)
+    return found
+
+
+def _problem(status: int, data: bytes) -> ServiceError:
+    try:
+        error = json.loads(data)["error"]
+        return ServiceError(status, error["code"], error["message"])
+    except (ValueError, KeyError, TypeError):
+        return ServiceError(status, "failed", f"the service answers {status}")

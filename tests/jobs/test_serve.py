@@ -1,0 +1,228 @@
+"""`manet serve`: its answers are the `search` job's, its refusals are right, it stays up."""
+
+import concurrent.futures
+import http.client
+import io
+import json
+import re
+import struct
+import time
+import zlib
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from manet.client import Client, ServiceError
+from tests.conftest import Run
+from tests.jobs.conftest import MAX_BODY, MAX_PIXELS, Service
+from tests.jobs.helpers import assert_refused, summary_of
+
+
+def _refused(service: Service, status: int, code: str, picture: bytes | None = None, **fields: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        Client(service.address, tries=1)._post("/v1/search", _form(picture, fields))
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert not re.search(r"Traceback|File \"|/tmp|\.py", str(caught.value))
+
+
+def _form(picture: bytes | None, fields: dict[str, str]) -> list[tuple[str, str | bytes]]:
+    return [*fields.items(), *([("picture", picture)] if picture is not None else [])]
+
+
+def _raw(
+    service: Service, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection(urlsplit(service.address).netloc, timeout=30)
+    try:
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in headers.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders()
+        if body:
+            connection.send(body)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def _jpeg(width: int, height: int) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(sink, "JPEG")
+    return sink.getvalue()
+
+
+def _png_bomb(side: int) -> bytes:
+    """A PNG that says that it has side x side pixels and is a few KB long."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * min((side + 1) * side, 20_000_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_answers_are_those_of_the_search_job(manet: Run, service: Service) -> None:
+    paths = service.queries()
+    done = manet("search", "--index", service.index, *[flag for path in paths for flag in ("--picture", path)])
+    summary_of(done)
+    wanted = [json.loads(line)["results"] for line in done.stdout.splitlines()[: len(paths)]]
+    client, keys = service.client, ("image_id", "score", "description")
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:  # so that they share passes
+        found = [each["results"] for each in pool.map(client.search, paths)]
+    batch = [each["answer"]["results"] for each in client.search_batch(paths)]
+    for one, many, other in zip(found, batch, wanted, strict=True):
+        assert [[hit[key] for key in keys] for hit in one] == [[hit[key] for key in keys] for hit in other]
+        assert one == many
+        assert all(hit["uri"] is None for hit in one)  # a file of the server: nobody's business
+
+
+def test_a_gallery_item_finds_others(service: Service) -> None:
+    client, path = service.client, service.gallery()[0]
+    found = client.search(image_id=path.stem, k=5)
+    assert len(found["results"]) == 5
+    assert path.stem not in {hit["image_id"] for hit in found["results"]}
+    uploaded = client.search(path, k=6)["results"]
+    assert uploaded[0]["image_id"] == path.stem
+    assert [hit["image_id"] for hit in uploaded[1:]] == [hit["image_id"] for hit in found["results"]]
+    item = client.item(path.stem)
+    assert item["description"] and item["image"].endswith("/image")
+    for side in (64, 128, 512):
+        shown = Image.open(io.BytesIO(client.image(path.stem, side=side)))
+        assert shown.format == "JPEG" and min(shown.size) >= side
+    assert client.image(path.stem, kind="saliency") != client.image(path.stem)
+
+
+def test_filters_and_ranking(service: Service) -> None:
+    client, query = service.client, service.queries()[0]
+    names = client.index()["categories"]
+    first = names[0]["name"]
+    found = client.search(query, categories=[first], k=100)["results"]
+    assert {hit["category"] for hit in found} == {first}
+    assert len(found) == names[0]["pictures"]
+    ids = [path.stem for path in service.gallery()[:3]]
+    assert {hit["image_id"] for hit in client.search(query, ids=ids)["results"]} == set(ids)
+    exact, quantized = client.search(query), client.search(query, rerank=False)
+    assert [hit["score"] for hit in exact["results"]] != [hit["score"] for hit in quantized["results"]]
+    _refused(service, 422, "unknown_category", query.read_bytes(), category="no such kind")
+    _refused(service, 422, "nothing_passes", query.read_bytes(), ids="no-such-id")
+
+
+def test_why_this_answer(service: Service) -> None:
+    found = service.client.search(service.queries()[0], k=3, explain=2, maps=True)
+    assert [hit["why"] is None for hit in found["results"]] == [False, False, True]
+    for hit in found["results"][:2]:
+        parts = [pair["part"] for pair in hit["why"]]
+        assert parts == sorted(parts, reverse=True) and 0 < sum(parts) <= hit["score"]
+        for pair in hit["why"]:
+            for left, top, width, height in (pair["query"], pair["answer"]):
+                assert left >= 0 and top >= 0 and width > 0 and height > 0
+                assert left + width <= 1.001 and top + height <= 1.001
+    assert found["maps"]["saliency"].startswith("data:image/jpeg;base64,") and found["maps"]["text"] is None
+
+
+def test_what_cannot_be_used_is_named(service: Service) -> None:
+    whole = service.queries()[0].read_bytes()
+    _refused(service, 415, "not_a_picture", b"hello")
+    _refused(service, 422, "empty", b"")
+    _refused(service, 422, "truncated", whole[: len(whole) // 2])
+    _refused(service, 415, "unsupported", b"%PDF-1.7 " + b"x" * 100)
+    _refused(service, 413, "too_large", _png_bomb(50_000))
+    _refused(service, 413, "too_large", _jpeg(2100, MAX_PIXELS // 2100 + 1)[: MAX_BODY - 2048])
+    _refused(service, 404, "unknown_item", id="no-such-id")
+    _refused(service, 422, "one_query")
+    _refused(service, 422, "one_query", whole, id="x")
+    _refused(service, 422, "invalid", whole, k="0")
+    _refused(service, 422, "invalid", whole, k="1000000")
+    _refused(service, 422, "invalid", whole, explain="x")
+
+
+def test_bodies_are_bounded_before_they_are_read(service: Service) -> None:
+    form = "multipart/form-data; boundary=x"
+    status, _, body = _raw(service, "POST", "/v1/search", content_type=form, content_length=str(1 << 40))
+    assert status == 413 and json.loads(body)["error"]["code"] == "too_large"
+    status, _, _ = _raw(service, "POST", "/v1/search", content_type=form, transfer_encoding="chunked")
+    assert status == 411
+    status, _, _ = _raw(service, "POST", "/v1/search", b"{}", content_type="application/json", content_length="2")
+    assert status == 415
+    status, _, _ = _raw(service, "POST", "/v1/search", b"nonsense", content_type=form, content_length="8")
+    assert status in {400, 422}
+    assert _raw(service, "GET", "/v1/index", x_long="x" * 200_000)[0] == 431
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/a.jpg", "https://127.0.0.1/a.jpg", "https://localhost/a.jpg", "https://0x7f.1/",
+        "https://[::1]/", "https://[::ffff:10.0.0.1]/", "https://169.254.169.254/latest/meta-data/",
+        "https://10.1.2.3/", "https://user:pass@1.1.1.1/", "https://1.1.1.1:8000/", "file:///etc/passwd", "ftp://a/b",
+        "https://[64:ff9b::a00:1]/", "https://2130706433/", "https://0/", "https://[fe80::1%25eth0]/", "https://", "x",
+    ],
+)  # fmt: skip
+def test_no_url_leads_inside(service: Service, url: str) -> None:
+    with pytest.raises(ServiceError) as caught:
+        Client(service.address, tries=1)._post("/v1/search", [("url", url)])
+    assert (caught.value.status, caught.value.code) in {(422, "url_not_allowed"), (422, "url_failed")}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/items/..%2f..%2f..%2fetc%2fpasswd", "/v1/items/../../etc/passwd/image", "/v1/items/%2fetc%2fpasswd/image",
+        "/page/../api.py", "/page/%2e%2e/api.py", "/page/..%2fapi.py", "/page//etc/passwd", "/docs", "/nothing",
+    ],
+)  # fmt: skip
+def test_paths_lead_nowhere(service: Service, path: str) -> None:
+    status, headers, body = _raw(service, "GET", path)
+    assert status == 404, body
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_every_answer_has_security_headers(service: Service) -> None:
+    for path in ("/", "/page/app.js", "/v1/index", "/v1/nothing", "/healthz"):
+        _, headers, _ = _raw(service, "GET", path)
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["referrer-policy"] == "no-referrer" and "access-control-allow-origin" not in headers
+    page = _raw(service, "GET", "/")[2].decode()
+    assert not re.search(r"https?://|<style|style=|onclick", page)
+
+
+def test_a_new_version_is_taken_up_without_a_dropped_request(manet: Run, service: Service, tmp_path: Path) -> None:
+    client, query = Client(service.address, tries=1), service.queries()[1]
+    before = client.index()
+    gone = client.search(query)["results"][0]["image_id"]
+    (tmp_path / "gone.txt").write_text(gone)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        change = pool.submit(manet, "index", "delete", "--index", service.index, "--ids", tmp_path / "gone.txt")
+        until = time.monotonic() + 60
+        while (found := client.search(query))["version"] == before["version"]:  # none of these may fail
+            assert time.monotonic() < until
+        summary_of(change.result())
+    assert gone not in {hit["image_id"] for hit in found["results"]}
+    assert client.index()["rows"] == before["rows"] - 1
+    with pytest.raises(ServiceError, match="unknown_item"):
+        client.item(gone)
+
+
+def test_the_index_tells_of_itself(service: Service) -> None:
+    index = service.client.index()
+    assert index["report"]["tuning"]["seen"] and index["recall_plot"]
+    assert index["rejects"] == {"count": 0, "reasons": {}, "first": []}
+    assert _raw(service, "GET", "/v1/index/recall.png")[2].startswith(b"\x89PNG")
+    text = _raw(service, "GET", "/metrics")[2].decode()
+    assert re.search(r'manet_serve_requests_total\{gateway="\w+",route="/v1/search",status="200"\} [1-9]', text)
+    assert re.search(r"manet_serve_batch_pictures_count\{[^}]+\} [1-9]", text)
+
+
+def test_bad_usage_is_one_line(manet: Run, service: Service, tmp_path: Path) -> None:
+    assert_refused(manet("serve", "--index", tmp_path / "none"), 2, str(tmp_path / "none"))
+    port = str(urlsplit(service.address).port)
+    assert_refused(manet("serve", "--index", service.index, "--port", port), 2, f"--port {port}", "choose another")
+    flags = ("--index", service.index, "--tokens", tmp_path / "none.txt")
+    assert_refused(manet("serve", *flags), 2, "--tokens", "no such text file")
+    assert_refused(manet("serve", "--index", service.index, "--k", "3"), 2, "No such option")

@@ -1,0 +1,237 @@
+"""The guard, the batching and the fetching of the service, each alone."""
+
+import asyncio
+import hashlib
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import trustme
+
+from jobs.serving.embedder import Asked, Seen, Together
+from jobs.serving.fetching import Fetcher, is_public
+from jobs.serving.guard import App, Guard, Message, Receive, Scope, Send
+from jobs.serving.metrics import ServingMetrics
+from jobs.serving.refusals import Refusal
+from jobs.serving.settings import ServingConfig
+
+FORM = {"content-type": "multipart/form-data; boundary=x", "content-length": "10"}
+Answer = tuple[int, dict[str, str], dict[str, Any]]
+
+
+class _Slow:
+    """An app that answers 200 after a while."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(self.seconds)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"ok": {}}'})
+
+
+def _guard(app: App, *, pending: int = 8, tokens: tuple[str, ...] = (), **config: float) -> Guard:
+    hashes = frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
+    settings = ServingConfig.model_validate({"index": "none", **config})
+    return Guard(app, settings, pending=pending, tokens=hashes, metrics=ServingMetrics("test"))
+
+
+async def _ask(
+    guard: Guard, path: str = "/v1/search", method: str = "POST", client: str = "a", **headers: str
+) -> Answer:
+    given = {**(FORM if method == "POST" else {}), **headers}
+    scope = {
+        "type": "http", "path": path, "method": method, "client": (client, 1),
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+    }  # fmt: skip
+    sent: list[Any] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    await guard(scope, receive, send)
+    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], found, json.loads(sent[1]["body"])
+
+
+def test_tokens() -> None:
+    guard = _guard(_Slow(), tokens=("secret", "other"))
+
+    async def ask() -> None:
+        status, headers, body = await _ask(guard)
+        assert (status, headers["www-authenticate"], body["error"]["code"]) == (401, "Bearer", "unauthorized")
+        for given in ("Bearer wrong", "Basic secret", "secret", "Bearer ", "Bearer s\u00e9cret"):
+            assert (await _ask(guard, authorization=given))[0] == 401
+        for given in ("Bearer secret", "bearer other"):
+            assert (await _ask(guard, authorization=given))[0] == 200
+        assert (await _ask(guard, "/v1/items/x", "GET"))[0] == (await _ask(guard, "/metrics", "GET"))[0] == 401
+        for path in ("/", "/page/app.js", "/healthz", "/readyz"):
+            assert (await _ask(guard, path, "GET"))[0] == 200
+
+    asyncio.run(ask())
+
+
+def test_each_client_has_a_rate_of_its_own() -> None:
+    guard = _guard(_Slow(), rate=0.2)  # bursts of two
+
+    async def ask() -> None:
+        assert [(await _ask(guard))[0] for _ in range(2)] == [200, 200]
+        status, headers, _ = await _ask(guard)
+        assert (status, headers["retry-after"]) == (429, "5")
+        assert (await _ask(guard, client="b"))[0] == 200
+        assert (await _ask(guard, "/v1/index", "GET"))[0] == 200
+
+    asyncio.run(ask())
+
+
+def test_more_than_is_pending_is_turned_away_at_once() -> None:
+    guard = _guard(_Slow(0.3), pending=3)
+
+    async def ask() -> None:
+        answers = await asyncio.gather(*(_ask(guard) for _ in range(8)))
+        assert sorted(status for status, _, _ in answers) == [200] * 3 + [503] * 5
+        assert all(int(headers["retry-after"]) >= 1 for status, headers, _ in answers if status == 503)
+        assert (await _ask(guard))[0] == 200
+
+    asyncio.run(ask())
+
+
+def test_a_request_has_its_time_and_no_more() -> None:
+    guard = _guard(_Slow(5), request_seconds=0.1)
+    status, headers, body = asyncio.run(_ask(guard))
+    assert (status, headers["retry-after"], body["error"]["code"]) == (503, "1", "timed_out")
+    assert guard.pending == 0
+
+
+def test_a_fault_shows_nothing_of_itself() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise KeyError("/secret/path")
+
+    status, _, body = asyncio.run(_ask(_guard(broken)))
+    assert status == 500 and "secret" not in json.dumps(body)
+
+
+def test_a_pass_takes_all_that_waits_and_loses_nobody() -> None:
+    sizes: list[int] = []
+    going = threading.Event()
+
+    def work(asked: list[Asked]) -> list[Seen | None]:
+        going.wait(10)
+        sizes.append(len(asked))
+        return [Seen(vector=each.pixels) for each in asked]
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            together = Together(thread, work, 4)
+            tasks = [asyncio.create_task(together(Asked(pixels=np.array([n])))) for n in range(11)]
+            await asyncio.sleep(0.1)
+            tasks[7].cancel()  # whoever gave up is not described
+            going.set()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            values = [int(each.vector[0]) for each in found if isinstance(each, Seen)]
+            assert values == [n for n in range(11) if n != 7]
+            again = await together(Asked(pixels=np.array([42])))
+            assert again is not None and again.vector[0] == 42
+
+    asyncio.run(ask())
+    assert sizes == [4, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True), ("2606:4700::1", True), ("127.0.0.1", False), ("10.0.0.1", False), ("169.254.169.254", False),
+        ("100.64.0.1", False), ("224.0.0.1", False), ("0.0.0.0", False), ("::1", False), ("fe80::1", False),  # noqa: S104
+        ("fd00::1", False), ("::ffff:127.0.0.1", False), ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False),
+    ],
+)  # fmt: skip
+def test_public_addresses(address: str, public: bool) -> None:
+    assert is_public(ip_address(address)) is public
+
+
+class _Site(BaseHTTPRequestHandler):
+    """Pictures, redirects, floods."""
+
+    inside: ClassVar[str] = ""
+
+    def do_GET(self) -> None:
+        if self.path == "/inside":
+            self.send_response(302)
+            self.send_header("Location", "https://169.254.169.254/latest/")
+        elif self.path.startswith("/round"):
+            self.send_response(302)
+            self.send_header("Location", "/round-again")
+        elif self.path == "/once":
+            self.send_response(302)
+            self.send_header("Location", "/picture")
+        else:
+            self.send_response(200 if self.path in {"/picture", "/flood"} else 404)
+        self.end_headers()
+        if self.path == "/picture":
+            self.wfile.write(b"bytes of a picture")
+        elif self.path == "/flood":
+            try:
+                for _ in range(1000):
+                    self.wfile.write(b"x" * 10_000)
+            except OSError:
+                return
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
+    """An https server on this machine, and what trusts it."""
+    authority = trustme.CA()
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server_side)
+    authority.configure_trust(client_side)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Site)
+    server.socket = server_side.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port, client_side
+    server.shutdown()
+    server.server_close()
+
+
+def test_fetching(site: tuple[int, ssl.SSLContext]) -> None:
+    port, tls = site
+    base = f"https://localhost:{port}"
+
+    def fetch(path: str, *, here: bool = True) -> bytes:
+        loopback = ip_address("127.0.0.1")
+        fetcher = Fetcher(
+            max_bytes=100_000,
+            seconds=5,
+            allowed=lambda address: address == loopback or address == ip_address("::1") if here else is_public(address),
+            ports=frozenset({port, 443}),
+            tls=tls,
+        )
+        return asyncio.run(fetcher.fetch(path))
+
+    assert fetch(f"{base}/picture") == fetch(f"{base}/once") == b"bytes of a picture"
+    for path, code in (
+        ("/inside", "url_not_allowed"),
+        ("/round", "url_redirects"),
+        ("/flood", "too_large"),
+        ("/no", "url_failed"),
+    ):
+        with pytest.raises(Refusal) as caught:
+            fetch(base + path)
+        assert caught.value.code == code
+    with pytest.raises(Refusal) as caught:
+        fetch(f"{base}/picture", here=False)
+    assert caught.value.code == "url_not_allowed"

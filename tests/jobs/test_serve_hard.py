@@ -1,0 +1,174 @@
+"""The service under what nobody means well: every input that OpenAPI allows, hostile uploads, lost replicas."""
+
+import concurrent.futures
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from manet.client import Client, ServiceError
+from tests.conftest import Run
+from tests.jobs.conftest import MAX_BODY, Service, start_service
+from tests.jobs.helpers import summary_of
+from tests.jobs.test_serve import _png_bomb
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_nothing_that_openapi_allows_breaks_it(service: Service, tmp_path: Path, examples: int) -> None:
+    schemathesis = Path(sys.executable).with_name("schemathesis")
+    flags = ["--checks", CHECKS, "--max-examples", str(examples), "--seed", "1", "--phases", "coverage,fuzzing"]
+    command = [str(schemathesis), "run", f"{service.address}/v1/openapi.json", *flags, "--suppress-health-check", "all"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def _hostile(rng: random.Random, whole: bytes) -> bytes:
+    """Bytes that mean harm, or are only broken."""
+    kinds: list[Callable[[], bytes]] = [
+        lambda: _png_bomb(rng.choice([5_000, 30_000, 65_000, 2**31 - 1])),
+        lambda: whole[: rng.randrange(len(whole))],
+        lambda: _spoilt(rng, whole),
+        lambda: (
+            rng.choice([b"GIF89a", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\xff\xff\xff\xffWEBP"])
+            + rng.randbytes(2000)
+        ),
+        lambda: (
+            whole + b"<html><script>alert(1)</script></html>" + whole[:100]
+        ),  # a picture that is a page, and a script
+        lambda: b"<?xml version='1.0'?><!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]><svg>&b;</svg>",
+        _animated,
+        lambda: _thin(rng.choice(["PNG", "BMP", "TIFF"])),
+        lambda: b"PK\x03\x04" + rng.randbytes(5000),
+        lambda: rng.randbytes(rng.randrange(1, 100_000)),
+    ]
+    return rng.choice(kinds)()
+
+
+def _spoilt(rng: random.Random, whole: bytes) -> bytes:
+    spoilt = bytearray(whole)
+    for _ in range(rng.randrange(1, 200)):
+        spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+    return bytes(spoilt)
+
+
+def _animated() -> bytes:
+    frames = [Image.new("P", (64, 64), number) for number in range(50)]
+    sink = io.BytesIO()
+    frames[0].save(sink, "GIF", save_all=True, append_images=frames[1:])
+    return sink.getvalue()
+
+
+def _thin(format_: str) -> bytes:
+    sink = io.BytesIO()
+    Image.new("L", (1, 60_000)).save(sink, format_)
+    return sink.getvalue()
+
+
+def _memory(service: Service) -> int:
+    """Bytes of the service's own processes, shared pages counted once each time."""
+    process = psutil.Process(service.process.pid)
+    return sum(each.memory_info().rss - each.memory_info().shared for each in process.children(recursive=True))
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_hostile_uploads(service: Service, count: int) -> None:
+    rng, whole = random.Random(11), service.queries()[0].read_bytes()
+    client = Client(service.address, tries=1)
+    before = _memory(service)
+    statuses: list[int] = []
+    uploads = [_hostile(rng, whole) for _ in range(count)]
+    names = ["../../etc/passwd", "a\r\nX: y", "x" * 5000, "\x00", "con.jpg"]
+
+    def send(place: int) -> int:
+        try:
+            if place % 7 == 0:  # hostile names of the file and its field
+                name = names[place % len(names)]
+                head = f'--b\r\nContent-Disposition: form-data; name="picture"; filename="{name}"\r\n\r\n'.encode(
+                    "latin-1"
+                )
+                body = head + uploads[place] + b"\r\n--b--\r\n"
+                client._request("POST", "/v1/search", body, {"Content-Type": "multipart/form-data; boundary=b"})
+            else:
+                client.search(uploads[place])
+        except ServiceError as error:
+            return error.status
+        return 200
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        statuses = list(pool.map(send, range(count)))
+    assert set(statuses) <= {200, 400, 413, 415, 422}, sorted(set(statuses))
+    assert len(service.client.search(whole)["results"]) == 7
+    assert _memory(service) - before < 600 << 20
+    assert len(uploads[0]) < MAX_BODY
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_versions_and_lost_replicas_under_load(manet: Run, service: Service, tmp_path: Path) -> None:
+    """Ten new versions and five killed embedders: what a client sees is answers; it tries again what was lost."""
+    process, address = start_service(service.index, "--embedders", "2", "--refresh-seconds", "0.3", "--ray-cpus", "3")
+    queries, stop = service.queries(), threading.Event()
+    failures: list[str] = []
+    counts = {"answered": 0, "retried": 0}
+    versions: set[int] = set()
+
+    def load(number: int) -> None:
+        client, place = Client(address, tries=6), number
+        while not stop.is_set():
+            try:
+                versions.add(client.search(queries[place % len(queries)])["version"])
+                counts["answered"] += 1
+            except ServiceError as error:
+                failures.append(str(error))
+            place += 1
+        counts["retried"] += client.retried
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        killed = 0
+        for number in range(10):
+            (tmp_path / "ids.txt").write_text(service.gallery()[20 + number].stem)
+            flags = ("--index", service.index, "--ids", tmp_path / "ids.txt")
+            summary_of(manet("index", "delete", *flags))
+            if number % 2:
+                killed += _kill_embedder(process.pid)
+                time.sleep(5)
+        until = time.monotonic() + 60
+        newest = Client(address).index()["version"]
+        while newest not in versions and time.monotonic() < until:
+            time.sleep(0.2)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert killed == 5
+    assert not failures, failures[:3]
+    assert len(versions) >= 8 and newest in versions
+    assert counts["answered"] > 100
+    print(counts, sorted(versions))  # noqa: T201 - shown by pytest -s
+
+
+def _kill_embedder(driver: int) -> int:
+    """End one embedder by SIGKILL."""
+    for each in psutil.Process(driver).children(recursive=True):
+        line = " ".join(each.cmdline())
+        if "ServeReplica" in line and "Embedder" in line:
+            os.kill(each.pid, signal.SIGKILL)
+            return 1
+    return 0
