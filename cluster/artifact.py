@@ -157,6 +157,19 @@ def put_unit(
     return receipt
 
 
+def parts_of(receipts: Iterable[Receipt]) -> list[Part]:
+    """All files of some units, in order."""
+    return [part for receipt in receipts for part in receipt.parts]
+
+
+def drop_units(store: Store, receipts: Iterable[Receipt]) -> None:
+    """Remove units that were only steps on the way: their receipts first, then their files."""
+    for receipt in receipts:
+        store.delete(f"{RECEIPTS}/{receipt.unit}.json")
+        for part in receipt.parts:
+            store.delete(part.name)
+
+
 class ArtifactWriter:
     """The folder that a job writes. `manifest` is set when the same command has been committed there before."""
 

@@ -67,7 +67,7 @@ def _build(config: Config, index: Artifact, writer: ArtifactWriter) -> tuple[lis
 
 def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
     """Pairs of near-duplicates whose first is in one shard, and the shard's rows."""
-    searcher = open_searcher(index, nprobe=config.nprobe, threads=1)
+    searcher = open_searcher(index, nprobe=config.nprobe, threads=1, expand=0)
     name = part.name.removesuffix(".faiss")
     by_name = {each.name: index.local(each, cache_folder()) for each in index.parts(f"{name}.") if each != part}
     ids = read_parquet(by_name[f"{name}.ids.parquet"], ["image_id"])["image_id"].to_pylist()
@@ -76,7 +76,8 @@ def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
     pairs: Pairs = []
     for start in range(0, len(live), _BATCH):
         rows = live[start : start + _BATCH]
-        for row, hits in zip(rows, searcher.search(vectors[rows], config.neighbours + 1), strict=True):
+        found = searcher.search(vectors[rows], config.neighbours + 1, stored=True)
+        for row, hits in zip(rows, found, strict=True):
             near = (hit.image_id for hit in hits if hit.score >= config.threshold)
             pairs += [(ids[row], other) for other in near if other != ids[row]]
     return part.rows, pairs

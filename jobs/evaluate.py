@@ -41,6 +41,8 @@ class Config(QueriesConfig):
     """Cells visited; 0: what the index was tuned to."""
     refine: int = Field(default=0, ge=0)
     """Candidates re-scored with the stored vectors; 0: what the index was tuned to."""
+    expand: int = Field(default=-1, ge=-1, le=100)
+    """Best answers that a query is expanded with before it is searched again; -1: what the index was built with, 0: none."""
     threads: int = how(0, ge=0)
     """Threads of the search; 0: one per CPU."""
 
@@ -55,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _build(config: Config, index: Artifact, queries: Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
     threads = config.threads or available_cpus()
-    searcher = open_searcher(index, nprobe=config.nprobe, refine=config.refine, threads=threads)
+    searcher = open_searcher(index, nprobe=config.nprobe, refine=config.refine, threads=threads, expand=config.expand)
     spec = query_spec(index)
     described = describe_queries(config, spec, queries)
     ids, vectors = read_all(described)

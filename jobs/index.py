@@ -21,21 +21,36 @@ Later changes write the next version of the index, whole or not at all; readers 
   manet index prune --index s3://shop/index --keep 2
 """
 
+import io
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.artifact import (
+    Artifact,
+    ArtifactWriter,
+    Blob,
+    Part,
+    Receipt,
+    drop_units,
+    finished_unit,
+    open_artifact,
+    parts_of,
+    put_unit,
+)
 from cluster.errors import BadInputError
 from cluster.session import ray_session
 from cluster.telemetry import say
 from jobs import living
 from jobs.config import JobConfig, how
 from jobs.make import make
+from jobs.postprocessing import WHITENING, AugmentedRows, WhitenedRows, learned_whitening
 from jobs.querying import QuerySpec, read_descriptors
 from jobs.sharding import (
     DescriptorRows,
+    Rows,
     Training,
     build_shards,
     cut_shards,
@@ -45,7 +60,7 @@ from jobs.sharding import (
 )
 from jobs.tuning import EXACT, Queries, TuningConfig, check_tuned, open_queries, tune, tuning_files
 
-TRAINED, REPORT = "trained", "report"  # names of the units beside the shards
+TRAINED, REPORT, SHARD = "trained", "report", "shard"  # names of the units, and what those of the shards begin with
 
 
 class Config(JobConfig, TuningConfig):
@@ -68,6 +83,12 @@ class Config(JobConfig, TuningConfig):
     that fits; 0: 40 bytes of code."""
     shard_rows: int = Field(default=0, ge=0)
     """Most rows of a shard (shards are cut at the borders of descriptor parts); 0: 262,144, more where there are many cells."""
+    whiten: int = Field(default=0, ge=0)
+    """Dimensions after PCA-whitening, learned on a sample of the descriptors; 0: they stay as they are."""
+    augment: int = Field(default=0, ge=0, le=100)
+    """Neighbours that each stored vector is averaged with, by score (database augmentation); 0: none."""
+    expand: int = Field(default=0, ge=0, le=100)
+    """Best answers that a query is expanded with before it is searched again (`search --expand` may differ); 0: none."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling and training."""
     train_cpus: float = how(1.0, gt=0)
@@ -87,7 +108,10 @@ def run(config: Config) -> dict[str, Any]:
     if not parts:
         raise BadInputError(f"--descriptors {descriptors.uri}: no descriptor to index")
     dim = read_descriptors(descriptors, parts[0])[1].shape[1]
-    chosen = _factory(config, sum(part.rows for part in parts), dim)
+    if config.whiten > dim:
+        raise BadInputError(f"--whiten {config.whiten}: the descriptors have {dim} dimensions")
+    stored_dim = config.whiten or dim
+    chosen = _factory(config, sum(part.rows for part in parts), stored_dim)
     queries = open_queries(config)
     if queries is not None:
         inputs["queries"] = queries.source
@@ -95,7 +119,9 @@ def run(config: Config) -> dict[str, Any]:
     groups = open_artifact(config.dedup, "groups") if config.dedup else None
     if groups is not None:
         inputs["dedup"] = groups.as_input()
-    summary = make(config, "index", inputs, partial(_build, config, descriptors, (dim, *chosen), groups, queries))
+    summary = make(
+        config, "index", inputs, partial(_build, config, descriptors, (stored_dim, *chosen), groups, queries)
+    )
     check_tuned(summary)
     return summary
 
@@ -125,13 +151,26 @@ def _build(
     dim, factory, reason = made_as
     parts = [part for part in descriptors.parts("part-") if part.rows]
     rows = sum(part.rows for part in parts)
-    source = DescriptorRows.of(descriptors, details=config.details, catalog=config.catalog, groups=groups)
+    source: Rows = DescriptorRows.of(descriptors, details=config.details, catalog=config.catalog, groups=groups)
     say(f"index: {rows} x {dim}, {factory}: {reason}")
-    shards = cut_shards(parts, shard_limit(config.shard_rows, factory))
+    limit = shard_limit(config.shard_rows, factory)
+    shards, first = cut_shards(parts, limit), list[Part]()
     with ray_session(config):
+        if config.whiten:
+            first += learned_whitening(writer.store, source, parts, config.whiten, config.seed).parts
+            source = WhitenedRows(
+                source, np.load(io.BytesIO(Artifact.checked(writer.store, first[0])), allow_pickle=False)
+            )
         training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
         trained = trained_quantizer(writer.store, TRAINED, source, parts, training, query_blobs(descriptors))
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
+        first += trained.parts
+        plain: list[Receipt] = []
+        if config.augment and not all(finished_unit(writer.store, shard.name) for shard in shards):
+            steps = cut_shards(parts, limit, f"{SHARD}-plain")  # among these each row finds its neighbours
+            plain = build_shards(writer.store, quantizer, dim, source, steps, "index, plain")
+            draft = writer.draft([*first, *parts_of(plain)], {"factory": factory, "dim": dim})
+            source = AugmentedRows(source, draft, config.augment, inside=True)
         receipts = build_shards(writer.store, quantizer, dim, source, shards, "index")
         summary = {
             **shard_summary(receipts),
@@ -140,12 +179,14 @@ def _build(
             "reason": reason,
             "shards": len(shards),
             "deleted": 0,
+            **{name: getattr(config, name) for name in ("whiten", "augment", "expand") if getattr(config, name)},
         }
-        index = writer.draft([*trained.parts, *(part for receipt in receipts for part in receipt.parts)], summary)
+        index = writer.draft([*first, *parts_of(receipts)], summary)
         tuning = tune(index, config, queries, seed=config.seed)
+    drop_units(writer.store, plain)
     put_unit(writer.store, REPORT, tuning_files(tuning, summary))
     summary |= tuning.summary() if tuning else EXACT
-    return [TRAINED, *(shard.name for shard in shards), REPORT], summary
+    return [*([WHITENING] if config.whiten else []), TRAINED, *(shard.name for shard in shards), REPORT], summary
 
 
 def query_blobs(descriptors: Artifact) -> dict[str, Blob]:

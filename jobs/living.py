@@ -26,6 +26,7 @@ from jobs.config import how
 from jobs.inputs import cache_folder
 from jobs.make import code
 from jobs.parquet import parquet_bytes, read_parquet
+from jobs.postprocessing import processed
 from jobs.querying import dead_rows, open_index, read_ids
 from jobs.sharding import (
     DescriptorRows,
@@ -139,7 +140,8 @@ def add(config: AddConfig) -> dict[str, Any]:
         prefix = made.setdefault(trained.sha256, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows))
         limit = shard_limit(config.shard_rows, base.manifest.summary["factory"])
         shards = cut_shards(parts, limit, prefix)
-        receipts = build_shards(base.store, trained, base.manifest.summary["dim"], source, shards, "index add")
+        rows_of = processed(base, source)
+        receipts = build_shards(base.store, trained, base.manifest.summary["dim"], rows_of, shards, "index add")
         filled = [part for receipt in receipts for part in receipt.parts]
         stones = _with_tombstones(base, present, prefix) if len(present) else base.parts("tombstones")
         others = [part for part in base.manifest.parts if not part.name.startswith("tombstones")]

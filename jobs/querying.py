@@ -1,5 +1,6 @@
 """How a query meets an index: described exactly as the gallery was, searched in all shards."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -145,6 +146,7 @@ def open_searcher(
     threads: int = 1,
     folded: bool = True,
     exact_below: int = EXACT_BELOW,
+    expand: int = -1,
 ) -> Searcher:
     """A searcher over all shards of an index: every file is held against the manifest before it is parsed.
 
@@ -153,12 +155,13 @@ def open_searcher(
         nprobe, refine: as `Searcher`; 0: what the index was tuned to.
         threads: how many search side by side.
         folded, exact_below: as `Searcher`.
+        expand: as `Searcher`; below 0: what the index was built with.
 
     Raises:
         IntegrityError: a file differs from the manifest; it is named.
         ObjectMissingError: this version was pruned meanwhile (see `open_newest_searcher`).
     """
-    parts = [*index.parts("shard-"), *index.parts("trained"), *index.parts("query.json")]
+    parts = [*index.parts("shard-"), *index.parts("trained"), *index.parts("query.json"), *index.parts("whitening")]
     with ThreadPoolExecutor(threads) as pool:
         paths = dict(zip(parts, pool.map(lambda part: index.local(part, cache_folder()), parts), strict=True))
     where = {part.name: path for part, path in paths.items()}
@@ -175,15 +178,26 @@ def open_searcher(
     ]
     tuned = index.manifest.summary
     nprobe, refine = nprobe or tuned.get("nprobe", 0), refine or tuned.get("refine", 0)
-    return Searcher(shards, nprobe=nprobe, refine=refine, threads=threads, folded=folded, exact_below=exact_below)
+    return Searcher(
+        shards,
+        nprobe=nprobe,
+        refine=refine,
+        threads=threads,
+        folded=folded,
+        exact_below=exact_below,
+        whitening=np.load(where["whitening.npy"], allow_pickle=False) if "whitening.npy" in where else None,
+        expand=expand if expand >= 0 else tuned.get("expand", 0),
+    )
 
 
-def open_newest_searcher(uri: str, *, nprobe: int = 0, refine: int = 0, threads: int = 1) -> tuple[Artifact, Searcher]:
+def open_newest_searcher(
+    uri: str, *, nprobe: int = 0, refine: int = 0, threads: int = 1, expand: int = -1
+) -> tuple[Artifact, Searcher]:
     """The newest version and its searcher; tried again when that version is pruned while it is being opened."""
     while True:
         index = open_index(uri)
         try:
-            return index, open_searcher(index, nprobe=nprobe, refine=refine, threads=threads)
+            return index, open_searcher(index, nprobe=nprobe, refine=refine, threads=threads, expand=expand)
         except (ObjectMissingError, FileNotFoundError):
             if open_index(uri).manifest.number == index.manifest.number:
                 raise
@@ -202,6 +216,12 @@ def dead_rows(index: Artifact) -> dict[str, tuple[int, ...]]:
         for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
             found.setdefault(shard, []).append(row)
     return {shard: tuple(sorted(rows)) for shard, rows in found.items()}
+
+
+def whitening_of(index: Artifact) -> np.ndarray[Any, np.dtype[Any]] | None:
+    """What an index whitens with (`manet.whitening`), or None."""
+    parts = index.parts("whitening")
+    return np.load(io.BytesIO(index.read(parts[0])), allow_pickle=False) if parts else None
 
 
 def query_spec(index: Artifact) -> QuerySpec:

@@ -76,6 +76,8 @@ class Config(QueriesConfig):
     """Cells visited; 0: what the index was tuned to."""
     refine: int = Field(default=0, ge=0)
     """Candidates re-scored with the stored vectors; 0: what the index was tuned to."""
+    expand: int = Field(default=-1, ge=-1, le=100)
+    """Best answers that a query is expanded with before it is searched again; -1: what the index was built with, 0: none."""
     threads: int = how(0, ge=0)
     """Threads; 0: one per CPU with --picture, one in each task with --queries."""
     gpu: bool = how(False)
@@ -110,9 +112,11 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
     nprobe, refine = config.nprobe, config.refine
     if config.version:
         index = open_index(config.index, config.version)
-        searcher = open_searcher(index, nprobe=nprobe, refine=refine, threads=threads)
+        searcher = open_searcher(index, nprobe=nprobe, refine=refine, threads=threads, expand=config.expand)
     else:
-        index, searcher = open_newest_searcher(config.index, nprobe=nprobe, refine=refine, threads=threads)
+        index, searcher = open_newest_searcher(
+            config.index, nprobe=nprobe, refine=refine, threads=threads, expand=config.expand
+        )
     spec = query_spec(index)
     model = spec.open_model(config.model)
     allowed = searcher.allow(ids=wanted, categories=config.category or None) if config.ids or config.category else None
@@ -188,7 +192,8 @@ def _answer(
     part: Part,
 ) -> Receipt:
     """The answers to one part of the queries, written."""
-    searcher = _searcher(index.uri, index.manifest.number, config.nprobe, config.refine, max(1, config.threads))
+    how_to = (config.nprobe, config.refine, max(1, config.threads), config.expand)
+    searcher = _searcher(index.uri, index.manifest.number, *how_to)
     allowed = searcher.allow(ids=wanted, categories=config.category or None) if wanted or config.category else None
     names, vectors = read_descriptors(described, part)
     hits = searcher.search(vectors, config.k, allowed)
@@ -201,6 +206,6 @@ def _answer(
 
 
 @lru_cache(maxsize=1)
-def _searcher(uri: str, version: int, nprobe: int, refine: int, threads: int) -> Searcher:
+def _searcher(uri: str, version: int, nprobe: int, refine: int, threads: int, expand: int) -> Searcher:
     """Opened once in each worker."""
-    return open_searcher(open_index(uri, version), nprobe=nprobe, refine=refine, threads=threads)
+    return open_searcher(open_index(uri, version), nprobe=nprobe, refine=refine, threads=threads, expand=expand)

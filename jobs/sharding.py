@@ -244,8 +244,21 @@ def _train(
     from manet.index import train, training_rows
 
     rows = sum(part.rows for part in parts)
-    wanted = min(rows, training_rows(training.factory, rows))
-    chosen = np.sort(np.random.default_rng(training.seed).choice(rows, wanted, replace=False))
+    sample_ND = sampled(rows_of, parts, training_rows(training.factory, rows), training.seed)
+    threads = max(1, int(training.cpus))
+    trained = train(sample_ND, training.factory, seed=training.seed, threads=threads, gpus=training.gpus)
+    return put_unit(store, unit, {f"{unit}.faiss": Blob(data=trained), **extra})
+
+
+def sampled(rows_of: Rows, parts: Sequence[Part], wanted: int, seed: int) -> Vectors:
+    """At most `wanted` vectors, drawn uniformly over all rows of all parts, float16 [n, D]; one part in memory beside them.
+
+    Raises:
+        IntegrityError: the parts hold no row.
+    """
+    rows = sum(part.rows for part in parts)
+    wanted = min(rows, wanted)
+    chosen = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
     sample_ND: Vectors | None = None
     first = filled = 0
     for part in parts:
@@ -259,10 +272,8 @@ def _train(
             filled += len(taken)
         first += part.rows
     if sample_ND is None or not filled:
-        raise IntegrityError(f"{store.uri('')}: no row to train on")
-    threads = max(1, int(training.cpus))
-    trained = train(sample_ND[:filled], training.factory, seed=training.seed, threads=threads, gpus=training.gpus)
-    return put_unit(store, unit, {f"{unit}.faiss": Blob(data=trained), **extra})
+        raise IntegrityError("no row to train on")
+    return sample_ND[:filled]
 
 
 def quantizer_of(index: Artifact) -> Part:

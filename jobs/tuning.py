@@ -23,12 +23,13 @@ from cluster.errors import BadInputError, JobFailedError, ObjectMissingError
 from cluster.storage import read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
-from jobs.querying import QuerySpec, dead_rows, open_searcher, query_spec, read_all
+from jobs.querying import QuerySpec, dead_rows, open_searcher, query_spec, read_all, whitening_of
 from jobs.sharding import ShardRows
 from manet.exact import exact_search
 from manet.metrics import bootstrap_interval
 from manet.search import DEFAULT_REFINE, USUAL_ANSWERS, Searcher
 from manet.tuning import DEPTHS, Setting, choose, found_share, mixed, walk
+from manet.whitening import whiten
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 K = USUAL_ANSWERS
@@ -173,8 +174,10 @@ def tune(
         return None
     counts = [part.rows - len(dead.get(part.name.removesuffix(".faiss"), ())) for part in shards]
     if queries is not None:
-        queries.check(index.manifest.summary["dim"], query_spec(index) if index.parts("query.json") else None)
-        vectors_QD = queries.vectors
+        whitening = whitening_of(index)
+        dim = index.manifest.summary["dim"] if whitening is None else whitening.shape[1]
+        queries.check(dim, query_spec(index) if index.parts("query.json") else None)
+        vectors_QD = queries.vectors if whitening is None else whiten(whitening, queries.vectors)
         own: list[str] = [""] * len(vectors_QD)
     else:
         vectors_QD, own = _made_up(rows_of, list(zip(shards, counts, strict=True)), config.tuning_queries, seed)
@@ -281,14 +284,14 @@ def _walk(
         target: recall to reach.
     """
     queries_QD, own, last_Q = searches
-    searcher = open_searcher(index, threads=1, folded=False, exact_below=0)
+    searcher = open_searcher(index, threads=1, folded=False, exact_below=0, expand=0)
     shares: dict[tuple[int, int], Matrix] = {}
     asked = k + any(own)  # a query's own row is among the answers and does not count
 
     def measure(nprobe: int, refine: int) -> tuple[float, float]:
         searcher.nprobe, searcher.refine = nprobe, refine
         starts = range(0, len(queries_QD), _BATCH)
-        hits = [each for at in starts for each in searcher.search(queries_QD[at : at + _BATCH], asked)]
+        hits = [each for at in starts for each in searcher.search(queries_QD[at : at + _BATCH], asked, stored=True)]
         found = [[hit.score for hit in each if hit.image_id != name][:k] for each, name in zip(hits, own, strict=True)]
         shares[(nprobe, refine)] = found_share(found, last_Q, k)
         return float(shares[(nprobe, refine)].mean()), _alone_ms(searcher, queries_QD[:_ALONE])
@@ -301,7 +304,7 @@ def _alone_ms(searcher: Searcher, queries_QD: Matrix) -> float:
     times = []
     for place in range(len(queries_QD)):
         started = time.perf_counter()
-        searcher.search(queries_QD[place : place + 1], K)
+        searcher.search(queries_QD[place : place + 1], K, stored=True)
         times.append(time.perf_counter() - started)
     return round(statistics.median(times) * 1e3, 3)
 

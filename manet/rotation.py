@@ -28,7 +28,7 @@ def principal_rotation(sample_ND: Matrix, out_dim: int, codes: int) -> Any:  # n
         codes: M, the codes of the product quantizer that follows.
     """
     step = max(1, -(-len(sample_ND) // MAX_POINTS))
-    variance, axes_DD = np.linalg.eigh(_covariance(sample_ND[::step]))
+    variance, axes_DD = np.linalg.eigh(covariance(sample_ND[::step])[1])
     variance, axes_DD = variance[::-1][:out_dim], axes_DD[:, ::-1][:, :out_dim]
     order = [axis for group in deal(variance, codes) for axis in group]
     matrix_RD = np.ascontiguousarray(axes_DD[:, order].T, np.float32)
@@ -62,8 +62,8 @@ def rotate(transform: Any, vectors_ND: Matrix) -> Matrix:  # noqa: ANN401 - fais
     return rotated
 
 
-def _covariance(sample_ND: Matrix) -> Matrix:
-    """Covariance [D, D] in float64, summed over float32 blocks."""
+def covariance(sample_ND: Matrix) -> tuple[Matrix, Matrix]:
+    """Mean [D] and covariance [D, D] in float64, summed over float32 blocks."""
     mean = np.zeros(sample_ND.shape[1])
     for start in range(0, len(sample_ND), _BLOCK):
         mean += sample_ND[start : start + _BLOCK].astype(np.float32).sum(0, dtype=np.float64)
@@ -72,4 +72,4 @@ def _covariance(sample_ND: Matrix) -> Matrix:
     for start in range(0, len(sample_ND), _BLOCK):
         block = sample_ND[start : start + _BLOCK].astype(np.float32) - mean.astype(np.float32)
         total += block.T @ block
-    return total / len(sample_ND)
+    return mean, total / len(sample_ND)

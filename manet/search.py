@@ -21,6 +21,7 @@ from manet.errors import InputError
 from manet.index import transforms
 from manet.shards import Matrix, Shard, ShardFiles, give_back
 from manet.tuning import Scale
+from manet.whitening import whiten
 
 DEFAULT_REFINE = 100  # candidates that are re-scored
 USUAL_ANSWERS = 7  # what a shop shows, and what `refine` is stated for
@@ -28,6 +29,7 @@ _PROBED_SHARE = 32  # one cell of this many is visited by default, at least _LEA
 _LEAST_PROBES = 16
 _SPARE = 16  # candidates asked of a shard beyond the wanted: to see whether ties were cut off
 _SLICE = 256  # queries searched by one thread at once
+_POWER = 3  # of a score, as the weight of an answer that a query is expanded with
 EXACT_BELOW = 8192  # a filter that leaves fewer rows is answered by comparing with each of them
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -61,6 +63,7 @@ class _How:
     rerank: bool
 
 
+_Ranked = tuple[Matrix, Matrix, Matrix]  # scores, shards and rows of a query's best
 _Piece = tuple[int, Matrix, Matrix | None]  # a shard, rows of it, their quantized inner products where they are known
 
 
@@ -74,6 +77,8 @@ class Searcher:
         threads: how many search side by side.
         folded: of a group of near-duplicates only the best answers.
         exact_below: where fewer rows may answer (some are deleted or filtered out), each of them is compared.
+        whitening: what the shards' vectors went through (`manet.whitening`), and queries go through; None: nothing.
+        expand: best answers that a query is expanded with before it is searched again; 0: none.
 
     Raises:
         InputError: no shard, files of one shard that do not belong together, or shards of several quantizers.
@@ -88,9 +93,12 @@ class Searcher:
         threads: int = 1,
         folded: bool = True,
         exact_below: int = EXACT_BELOW,
+        whitening: Matrix | None = None,
+        expand: int = 0,
     ) -> None:
         if not shards:
             raise InputError("an index without shards")
+        self._whitening, self._expand = whitening, expand
         self.refine = refine or DEFAULT_REFINE
         self._exact_below = exact_below
         self._shards = [Shard(files) for files in shards]
@@ -178,6 +186,7 @@ class Searcher:
         *,
         folded: bool = True,
         rerank: bool = True,
+        stored: bool = False,
     ) -> list[list[Hit]]:
         """The k best gallery pictures for every query, best first; equal scores in order of id.
 
@@ -188,21 +197,56 @@ class Searcher:
             folded: of a group of near-duplicates only the best answers (where the searcher folds at all).
             rerank: score candidates with the stored vectors; else they keep the quantized inner products, unless so few rows
                 may answer that each is compared.
+            stored: the queries are vectors of this index, whitened already where it whitens.
 
         Raises:
             InputError: queries of another number of dimensions.
         """
-        queries = np.ascontiguousarray(queries_QD, np.float32)
-        if len(queries) == 0:
+        if len(queries_QD) == 0:
             return []
+        queries = queries_QD if self._whitening is None or stored else whiten(self._whitening, queries_QD)
+        if self._expand:
+            queries = self.expanded(queries, self._expand, allowed=allowed)
+        how = _How(k=k, folded=folded and self._grouped, rerank=rerank)
+        return self._named(self._ranked(queries, how, allowed), how)
+
+    def expanded(
+        self, vectors_QD: Matrix, count: int, *, allowed: Allowed | None = None, itself: bool = True
+    ) -> Matrix:
+        """Vectors with their `count` best answers added, each weighted by the third power of its score; unit length, float32.
+
+        Of queries this is query expansion, of the gallery's rows database augmentation. Source: Radenović, Tolias, Chum,
+        *Fine-tuning CNN image retrieval with no human annotation*, TPAMI 2019 (alpha-QE); Arandjelović, Zisserman, *Three
+        things everyone should know to improve object retrieval*, CVPR 2012.
+
+        Args:
+            vectors_QD: vectors of this index's space (whitened where it whitens).
+            count: answers, those that tie with the last of them included.
+            allowed: rows that may be added.
+            itself: add to the vector; else (it is a row of this index, its own first answer) take the answers alone.
+        """
+        queries = np.ascontiguousarray(vectors_QD, np.float32)
+        kept = self._ranked(queries, _How(k=count, folded=False, rerank=True), allowed)
+        sums = queries.astype(np.float64) * itself
+        for place, (scores, shards, rows) in enumerate(kept):
+            for score, shard, row in sorted(
+                zip(scores.tolist(), shards.tolist(), rows.tolist(), strict=True), reverse=True
+            ):
+                sums[place] += max(score, 0.0) ** _POWER * self._shards[shard].vectors[row].astype(np.float64)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        found: Matrix = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), queries).astype(np.float32)
+        return found
+
+    def _ranked(self, queries_QD: Matrix, how: _How, allowed: Allowed | None) -> list[_Ranked]:
+        """The best rows of every query, in slices that the threads share."""
+        queries = np.ascontiguousarray(queries_QD, np.float32)
         if queries.shape[1] != self._shards[0].index.d:
             raise InputError(f"queries of {queries.shape[1]} dimensions for an index of {self._shards[0].index.d}")
         allowed = allowed or self._live
         parts = -(-len(queries) // _SLICE) if len(queries) > _SLICE * self._threads else self._threads
         slices = [part for part in np.array_split(queries, min(parts, len(queries))) if len(part)]
-        how = _How(k=k, folded=folded and self._grouped, rerank=rerank)
         found = self._each(lambda part: self._search_slice(part, how, allowed, alone=len(slices) == 1), slices)
-        return [answers for part in found for answers in part]
+        return [ranked for part in found for ranked in part]
 
     def _each(self, work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
         """`work` on all items by the threads of the pool."""
@@ -211,7 +255,7 @@ class Searcher:
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
-    def _search_slice(self, queries: Matrix, how: _How, allowed: Allowed | None, *, alone: bool) -> list[list[Hit]]:
+    def _search_slice(self, queries: Matrix, how: _How, allowed: Allowed | None, *, alone: bool) -> list[_Ranked]:
         if allowed is not None and allowed.rows <= max(self._exact_below, how.k):
             chosen = [(shard, np.flatnonzero(mask), None) for shard, mask in enumerate(allowed.masks)]
             every: list[list[_Piece]] = [[piece for piece in chosen if len(piece[1])]] * len(queries)
@@ -257,9 +301,9 @@ class Searcher:
         closeness, cells = ivf.quantizer.search(turned, nprobe)
         return turned, cells, closeness
 
-    def _rescored(self, queries: Matrix, chosen: list[list[_Piece]], how: _How) -> list[list[Hit]]:
+    def _rescored(self, queries: Matrix, chosen: list[list[_Piece]], how: _How) -> list[_Ranked]:
         """Score candidates with the stored vectors; the k best, ties with the last of them included until ids decide."""
-        kept: list[tuple[Matrix, Matrix, Matrix]] = []
+        kept: list[_Ranked] = []
         k = how.k
         for query, pieces in zip(queries, chosen, strict=True):
             found = [
@@ -275,9 +319,9 @@ class Searcher:
                 best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
                 scores, shards, rows = scores[best], shards[best], rows[best]
             kept.append((scores, shards, rows))
-        return self._named(kept, how)
+        return kept
 
-    def _named(self, kept: list[tuple[Matrix, Matrix, Matrix]], how: _How) -> list[list[Hit]]:
+    def _named(self, kept: list[_Ranked], how: _How) -> list[list[Hit]]:
         """Rows as hits, with one look-up a shard for all queries together."""
         scores, shards, rows = (np.concatenate(column) for column in zip(*kept, strict=True))
         details: dict[str, list[Any]] = {

@@ -37,6 +37,12 @@ class Edition:
         """Its version."""
         return self.index.manifest.number
 
+    @property
+    def processed(self) -> str:
+        """What its scores went through beside the descriptors' cosine, in words; empty: nothing."""
+        summary = self.index.manifest.summary
+        return ", ".join(f"{name} {summary[name]}" for name in ("whiten", "augment", "expand") if summary.get(name))
+
     def allow(self, categories: tuple[str, ...], ids: tuple[str, ...]) -> Allowed | None:
         """The rows that may answer; None: all.
 
@@ -129,6 +135,7 @@ class Gallery:
 
     def refresh(self) -> bool:
         """Take up a newer version, if there is one that can be used; whether it was."""
+        number = 0
         try:
             number = open_index(self._uri).manifest.number
             if number in {self.current.number, self._failed}:

@@ -151,6 +151,8 @@ class Gateway:
             Refusal: it cannot be answered.
         """
         edition, clock = self.gallery.current, _Clock()
+        if wish.explain and edition.processed:
+            raise Refusal(422, "no_regions", f"This index's scores are not sums of regions ({edition.processed}).")
         allowed = await self._thread(edition.allow, wish.categories, wish.ids)
         item = None if query.image_id is None else await self._thread(self._stored, edition, query.image_id)
         pixels, seen = None, None
@@ -162,7 +164,9 @@ class Gateway:
         vector = item[1] if item else _of(seen).vector
         k = wish.k + (item is not None)
         hits = await self._thread(
-            lambda: edition.searcher.search(vector[None], k, allowed, folded=wish.fold, rerank=wish.rerank)[0]
+            lambda: edition.searcher.search(
+                vector[None], k, allowed, folded=wish.fold, rerank=wish.rerank, stored=item is not None
+            )[0]
         )
         hits = [hit for hit in hits if hit.image_id != query.image_id][: wish.k]
         clock.stop("search")

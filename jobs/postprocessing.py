@@ -1,0 +1,97 @@
+"""What an index makes of descriptors before it stores them: whitened, then averaged with their neighbours (both are options).
+
+Queries go the same way: `open_searcher` gives the whitening to the searcher, which applies it.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.artifact import Artifact, Blob, Part, Receipt, finished_unit, put_unit
+from cluster.storage import Store
+from cluster.tasks import run_tasks
+from jobs.querying import Vectors, open_searcher, whitening_of
+from jobs.sharding import Rows, sampled
+from manet.search import Searcher
+from manet.whitening import Matrix, learn_whitening, whiten
+
+WHITENING = "whitening"  # the unit, and its one file whitening.npy
+_SAMPLE = 65536  # rows that the whitening is learned on
+_BATCH = 256  # rows whose neighbours are looked up at once
+
+
+@dataclass(frozen=True)
+class WhitenedRows:
+    """Rows of another source, whitened."""
+
+    rows_of: Rows
+    matrix: Matrix
+
+    def __call__(self, part: Part) -> tuple[pa.Table, Vectors]:
+        """A part's ids and details, and its vectors."""
+        table, vectors = self.rows_of(part)
+        return table, whiten(self.matrix, vectors).astype(np.float16)
+
+
+@dataclass(frozen=True)
+class AugmentedRows:
+    """Rows of another source, each with its nearest rows of an index added (database augmentation).
+
+    Args:
+        rows_of: vectors as that index stores them.
+        index: an index, or what is to become one.
+        count: neighbours.
+        inside: the rows are in the index themselves.
+    """
+
+    rows_of: Rows
+    index: Artifact
+    count: int
+    inside: bool
+
+    def __call__(self, part: Part) -> tuple[pa.Table, Vectors]:
+        """A part's ids and details, and its vectors."""
+        table, vectors = self.rows_of(part)
+        searcher = _searcher(self.index)
+        count = self.count + self.inside  # a row is its own first answer
+        blocks = [
+            searcher.expanded(vectors[at : at + _BATCH], count, itself=not self.inside).astype(np.float16)
+            for at in range(0, len(vectors), _BATCH)
+        ]
+        return table, np.concatenate([vectors[:0], *blocks])
+
+
+_opened: list[tuple[Any, Searcher]] = []
+
+
+def _searcher(index: Artifact) -> Searcher:
+    """Opened once in each worker."""
+    key = (index.uri, tuple(part.sha256 for part in index.manifest.parts))
+    if not _opened or _opened[0][0] != key:
+        _opened[:] = [(key, open_searcher(index, expand=0))]
+    return _opened[0][1]
+
+
+def learned_whitening(store: Store, rows_of: Rows, parts: list[Part], dim: int, seed: int) -> Receipt:
+    """The unit of the whitening: as it stands, or learned by one Ray task on the running session."""
+    standing = finished_unit(store, WHITENING)
+    return standing or next(iter(run_tasks(partial(_learn, store, rows_of, dim, seed), [parts])))
+
+
+def _learn(store: Store, rows_of: Rows, dim: int, seed: int, parts: list[Part]) -> Receipt:
+    sink = io.BytesIO()
+    np.save(sink, learn_whitening(sampled(rows_of, parts, _SAMPLE, seed), dim), allow_pickle=False)
+    return put_unit(store, WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())})
+
+
+def processed(index: Artifact, rows_of: Rows) -> Rows:
+    """New descriptors as an index of these options stores them."""
+    if (matrix := whitening_of(index)) is not None:
+        rows_of = WhitenedRows(rows_of, matrix)
+    if count := index.manifest.summary.get("augment", 0):
+        rows_of = AugmentedRows(rows_of, index, count, inside=False)
+    return rows_of
