@@ -83,8 +83,9 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
 
     for name in ("ray.serve", "ray.serve._private"):
         quiet(name)
-    settings = EmbedderSettings(model=model, spec=spec, gpu=config.gpu)
-    batch = spec.batch_size or (MOST_BATCHED if config.gpu else auto_batch(picture_config(model, spec.size).size))
+    pictures = picture_config(model, spec.size)
+    settings = EmbedderSettings(model=model, spec=spec, pictures=pictures, gpu=config.gpu)
+    batch = spec.batch_size or (MOST_BATCHED if config.gpu else auto_batch(pictures.size))
     pending = config.pending or -(-config.embedders * max(8, 4 * batch) // config.gateways)
     drain = config.request_seconds + 5
     embedder = serve.deployment(

@@ -30,7 +30,6 @@ from jobs.serving.metrics import ServingMetrics
 from jobs.serving.pictures import Decoders, Images
 from jobs.serving.refusals import Refusal, of_picture
 from jobs.serving.settings import MOST_ANSWERS, MOST_PICTURES, SIDES, ServingConfig
-from jobs.streaming import picture_config
 from manet.errors import PictureError
 from manet.explain import contributions, strongest
 from manet.names import DEAD
@@ -88,8 +87,7 @@ class Gateway:
         cv2.setNumThreads(1)
         self.config, self._tokens, self._pending, self._embedder = config, tokens, pending, embedder
         self.gallery = Gallery(config.index, nprobe=config.nprobe, refine=config.refine)
-        pictures = picture_config(settings.model, settings.spec.size)
-        bounded = pictures.model_copy(update={"max_pixels": config.max_pixels})
+        bounded = settings.pictures.model_copy(update={"max_pixels": config.max_pixels})
         self._decoders = Decoders(bounded, config.decoders, config.picture_seconds)
         self._looks = Decoders(bounded.model_copy(update={"size": SIDES[-1]}), 1, config.picture_seconds)
         self._decoders.start()
