@@ -14,6 +14,7 @@ import numpy as np
 from cluster.artifact import Artifact
 from jobs.inputs import local_copy
 from jobs.querying import QuerySpec
+from manet.images import PictureConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_BATCHED = 64
@@ -47,6 +48,7 @@ class EmbedderSettings:
 
     model: Artifact
     spec: QuerySpec
+    pictures: PictureConfig
     gpu: bool
 
 
@@ -68,7 +70,7 @@ class Embedder:
 
         torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
         network = load_model(local_copy(settings.model))
-        size = self._spec.size or network.config.pictures.size
+        size = settings.pictures.size
         self._describer = Describer(
             network,
             names=(self._spec.descriptor,),

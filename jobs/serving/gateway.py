@@ -10,18 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 import cv2
-import numpy as np
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from jobs.drawing import data_uri, heat, jpeg
+from jobs.drawing import heat, jpeg
 from jobs.pictures import Picture, fetch_picture
-from jobs.querying import answer_row
-from jobs.serving.answers import BatchItem, IndexAnswer, Item, Items, Limits, Maps, Pair, Problem, Result, SearchAnswer
+from jobs.serving.answers import BatchItem, IndexAnswer, Item, Items, Limits, Pair, Problem, SearchAnswer
 from jobs.serving.embedder import Asked, EmbedderSettings, Seen
 from jobs.serving.fetching import Fetcher
 from jobs.serving.gallery import Edition, Gallery
@@ -30,7 +27,7 @@ from jobs.serving.metrics import ServingMetrics
 from jobs.serving.pictures import Decoders, Images
 from jobs.serving.refusals import Refusal, of_picture
 from jobs.serving.settings import MOST_ANSWERS, MOST_PICTURES, SIDES, ServingConfig
-from jobs.streaming import picture_config
+from jobs.serving.shaping import boxes_of, item_of, maps_of, present, result_of, shrunk, uri_of
 from manet.errors import PictureError
 from manet.explain import contributions, strongest
 from manet.names import DEAD
@@ -39,7 +36,6 @@ from manet.search import Hit
 _T = TypeVar("_T")
 _TRIES = 4  # of describing a picture, when replicas are lost
 _PAIRS = 5  # of regions shown
-_MAP_SIDE = 256  # px of the query's maps
 _AT_ONCE = 8  # pictures of one batch in hand
 
 
@@ -88,8 +84,7 @@ class Gateway:
         cv2.setNumThreads(1)
         self.config, self._tokens, self._pending, self._embedder = config, tokens, pending, embedder
         self.gallery = Gallery(config.index, nprobe=config.nprobe, refine=config.refine)
-        pictures = picture_config(settings.model, settings.spec.size)
-        bounded = pictures.model_copy(update={"max_pixels": config.max_pixels})
+        bounded = settings.pictures.model_copy(update={"max_pixels": config.max_pixels})
         self._decoders = Decoders(bounded, config.decoders, config.picture_seconds)
         self._looks = Decoders(bounded.model_copy(update={"size": SIDES[-1]}), 1, config.picture_seconds)
         self._decoders.start()
@@ -126,7 +121,7 @@ class Gateway:
 
     async def drain(self) -> tuple[str, int]:
         """Take no new search; this gateway's name, and its searches that are still in hand."""
-        guard = _of(self._guard)
+        guard = present(self._guard)
         guard.stopping = True
         return serve.get_replica_context().replica_id.unique_id, guard.pending
 
@@ -136,7 +131,7 @@ class Gateway:
         Raises:
             Refusal: no embedder answers, or the service is stopping.
         """
-        if _of(self._guard).stopping:
+        if present(self._guard).stopping:
             raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
         try:
             async with asyncio.timeout(5):
@@ -161,7 +156,7 @@ class Gateway:
             clock.stop("decode")
             seen = await self._see(Asked(pixels=pixels, maps=wish.maps, parts=wish.explain > 0))
             clock.stop("describe")
-        vector = item[1] if item else _of(seen).vector
+        vector = item[1] if item else present(seen).vector
         k = wish.k + (item is not None)
         hits = await self._thread(
             lambda: edition.searcher.search(
@@ -172,13 +167,13 @@ class Gateway:
         clock.stop("search")
         why: list[list[Pair] | None] = [None] * len(hits)
         if wish.explain:
-            why[: wish.explain] = await asyncio.gather(*(self._why(_of(seen), hit) for hit in hits[: wish.explain]))
+            why[: wish.explain] = await asyncio.gather(*(self._why(present(seen), hit) for hit in hits[: wish.explain]))
             clock.stop("explain")
         self.metrics.stages(clock.milliseconds)
         return SearchAnswer(
             version=edition.number,
-            results=[_result(hit, pairs) for hit, pairs in zip(hits, why, strict=True)],
-            maps=_maps(_of(pixels), _of(seen)) if wish.maps else None,
+            results=[result_of(hit, pairs) for hit, pairs in zip(hits, why, strict=True)],
+            maps=maps_of(present(pixels), present(seen)) if wish.maps else None,
             milliseconds=clock.milliseconds,
         )
 
@@ -203,13 +198,13 @@ class Gateway:
         """
         edition = self.gallery.current
         hit, _ = await self._thread(self._stored, edition, image_id)
-        return _item(hit, edition.number)
+        return item_of(hit, edition.number)
 
     async def sample(self, count: int, seed: int) -> Items:
         """Some pictures of the gallery: the same for the same seed and version."""
         edition = self.gallery.current
         hits = await self._thread(edition.searcher.sample, count, seed)
-        return Items(items=[_item(hit, edition.number) for hit in hits])
+        return Items(items=[item_of(hit, edition.number) for hit in hits])
 
     async def image(self, image_id: str, side: int) -> bytes:
         """A gallery picture as a JPEG square.
@@ -218,7 +213,7 @@ class Gateway:
             Refusal: there is none of that id, or its picture cannot be had.
         """
         hit, _ = await self._thread(self._stored, self.gallery.current, image_id)
-        return await self._pictured(self._looks.threads, self._images.image, _uri(hit), side)
+        return await self._pictured(self._looks.threads, self._images.image, uri_of(hit), side)
 
     async def image_map(self, image_id: str, side: int, kind: str) -> bytes:
         """Saliency or text map over a gallery picture, JPEG.
@@ -232,7 +227,7 @@ class Gateway:
         grey = seen.saliency_hw if kind == "saliency" else seen.text_HW
         if grey is None:
             raise Refusal(404, "no_text_branch", "The model has no text branch.")
-        return jpeg(heat(_shrunk(pixels, side), grey))
+        return jpeg(heat(shrunk(pixels, side), grey))
 
     async def index(self) -> IndexAnswer:
         """The index and what a request may ask for."""
@@ -256,7 +251,7 @@ class Gateway:
 
     async def _load(self, hit: Hit) -> Picture:
         """A gallery picture, prepared as it was when it was described."""
-        data = await self._thread(fetch_picture, _uri(hit))
+        data = await self._thread(fetch_picture, uri_of(hit))
         if isinstance(data, PictureError):
             raise of_picture(data)
         return await self._pictured(self._decoders.threads, self._decoders.decode, data)
@@ -290,8 +285,8 @@ class Gateway:
             if refusal.status == 503:
                 raise
             return None
-        pairs = contributions(query.parts_RD, _of(answer.parts_RD))
-        own, other = _boxes(query), _boxes(answer)
+        pairs = contributions(query.parts_RD, present(answer.parts_RD))
+        own, other = boxes_of(query), boxes_of(answer)
         return [
             Pair(part=round(part, 6), query=own[row], answer=other[column])
             for row, column, part in strongest(pairs, _PAIRS)
@@ -338,56 +333,3 @@ class _Clock:
         now = time.monotonic()
         self.milliseconds[stage] = round((now - self._at) * 1e3, 2)
         self._at = now
-
-
-def _of(value: _T | None) -> _T:
-    """A value that is there, by what was asked for."""
-    assert value is not None  # noqa: S101 - for the type checker
-    return value
-
-
-def _item(hit: Hit, version: int) -> Item:
-    return Item(
-        image_id=hit.image_id, uri=_public(hit.uri), description=hit.description, category=hit.category,
-        image=_image_path(hit.image_id), version=version,
-    )  # fmt: skip
-
-
-def _result(hit: Hit, why: list[Pair] | None) -> Result:
-    row = answer_row(hit)
-    return Result(
-        image_id=hit.image_id, score=row["score"], uri=_public(hit.uri), description=hit.description,
-        category=hit.category, image=_image_path(hit.image_id), why=why,
-    )  # fmt: skip
-
-
-def _image_path(image_id: str) -> str:
-    return f"/v1/items/{quote(image_id, safe='')}/image"
-
-
-def _public(uri: str | None) -> str | None:
-    """An address that tells nothing of the server's files."""
-    return uri if uri is not None and uri.startswith(("https://", "http://", "s3://")) else None
-
-
-def _uri(hit: Hit) -> str:
-    if not hit.uri:
-        raise Refusal(404, "no_picture", "The index does not know where its pictures lie.")
-    return hit.uri
-
-
-def _shrunk(pixels: Picture, side: int) -> Picture:
-    return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA))
-
-
-def _maps(pixels: Picture, seen: Seen) -> Maps:
-    small = _shrunk(pixels, _MAP_SIDE)
-    return Maps(
-        query=data_uri(jpeg(small)),
-        saliency=data_uri(jpeg(heat(small, _of(seen.saliency_hw)))),
-        text=None if seen.text_HW is None else data_uri(jpeg(heat(small, seen.text_HW))),
-    )
-
-
-def _boxes(seen: Seen) -> list[tuple[float, float, float, float]]:
-    return [(row[0], row[1], row[2], row[3]) for row in np.round(_of(seen.boxes_R4), 4).tolist()]
