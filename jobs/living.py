@@ -226,7 +226,7 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         tuning = _tuned_again(base, parts, config.seed)
         if tuning is not None:
             summary |= tuning.summary()
-            parts = _retold(base, parts, tuning)
+            parts = _retold(base, parts, tuning, summary)
         return _change(base, parts, config, summary)
 
     said = _apply(config, change)
@@ -244,7 +244,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
             return None
         summary = {**tuning.summary(), "action": f"tune to {config.recall_target:g}"}
         given = {"queries": queries.source} if queries else {}
-        return _change(base, _retold(base, list(base.manifest.parts), tuning), config, summary, given)
+        return _change(base, _retold(base, list(base.manifest.parts), tuning, summary), config, summary, given)
 
     said = _apply(config, change)
     check_tuned(said)
@@ -410,10 +410,12 @@ def _tuned_again(base: Artifact, parts: list[Part], seed: int) -> Tuning | None:
     return measure(draft, config, None, seed=seed, label="index compact")
 
 
-def _retold(base: Artifact, parts: list[Part], tuning: Tuning) -> list[Part]:
+def _retold(base: Artifact, parts: list[Part], tuning: Tuning, summary: Mapping[str, Any]) -> list[Part]:
     """The parts with this tuning's report and plot in the place of the earlier ones."""
     unit = _prefix("report", base, json.dumps(tuning.report()))
-    blobs = tuning_files(tuning, base.manifest.summary, f"-{unit.partition('-')[2]}")
+    now = {**base.manifest.summary, **summary}
+    built = {name: value for name, value in now.items() if name not in ("errors", "action")}  # these name the way to it
+    blobs = tuning_files(tuning, built, f"-{unit.partition('-')[2]}")
     others = [part for part in parts if part.name.split(".")[0].split("-")[0] not in {"report", "recall"}]
     return [*others, *put_unit(base.store, unit, blobs).parts]
 
