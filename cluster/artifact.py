@@ -162,12 +162,17 @@ def parts_of(receipts: Iterable[Receipt]) -> list[Part]:
     return [part for receipt in receipts for part in receipt.parts]
 
 
-def drop_units(store: Store, receipts: Iterable[Receipt]) -> None:
-    """Remove units that were only steps on the way: their receipts first, then their files."""
-    for receipt in receipts:
-        store.delete(f"{RECEIPTS}/{receipt.unit}.json")
+def drop_units(store: Store, units: Iterable[str]) -> None:
+    """Remove units that were only steps on the way: their files first, then their receipts, so that a kill leaves no orphan."""
+    for unit in units:
+        name = f"{RECEIPTS}/{unit}.json"
+        try:
+            receipt = Receipt.model_validate_json(store.read(name))
+        except ObjectMissingError:
+            continue
         for part in receipt.parts:
             store.delete(part.name)
+        store.delete(name)
 
 
 class ArtifactWriter:

@@ -33,7 +33,6 @@ from cluster.artifact import (
     ArtifactWriter,
     Blob,
     Part,
-    Receipt,
     drop_units,
     finished_unit,
     open_artifact,
@@ -108,10 +107,13 @@ def run(config: Config) -> dict[str, Any]:
     if not parts:
         raise BadInputError(f"--descriptors {descriptors.uri}: no descriptor to index")
     dim = read_descriptors(descriptors, parts[0])[1].shape[1]
-    if config.whiten > dim:
-        raise BadInputError(f"--whiten {config.whiten}: the descriptors have {dim} dimensions")
+    rows = sum(part.rows for part in parts)
+    if config.whiten > min(dim, rows - 1):
+        raise BadInputError(
+            f"--whiten {config.whiten}: there are {rows} descriptors of {dim} dimensions; ask for fewer"
+        )
     stored_dim = config.whiten or dim
-    chosen = _factory(config, sum(part.rows for part in parts), stored_dim)
+    chosen = _factory(config, rows, stored_dim)
     queries = open_queries(config)
     if queries is not None:
         inputs["queries"] = queries.source
@@ -165,9 +167,8 @@ def _build(
         trained = trained_quantizer(writer.store, TRAINED, source, parts, training, query_blobs(descriptors))
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
         first += trained.parts
-        plain: list[Receipt] = []
-        if config.augment and not all(finished_unit(writer.store, shard.name) for shard in shards):
-            steps = cut_shards(parts, limit, f"{SHARD}-plain")  # among these each row finds its neighbours
+        steps = cut_shards(parts, limit, f"{SHARD}-plain") if config.augment else []  # here a row finds its neighbours
+        if steps and not all(finished_unit(writer.store, shard.name) for shard in shards):
             plain = build_shards(writer.store, quantizer, dim, source, steps, "index, plain")
             draft = writer.draft([*first, *parts_of(plain)], {"factory": factory, "dim": dim})
             source = AugmentedRows(source, draft, config.augment, inside=True)
@@ -183,7 +184,7 @@ def _build(
         }
         index = writer.draft([*first, *parts_of(receipts)], summary)
         tuning = tune(index, config, queries, seed=config.seed)
-    drop_units(writer.store, plain)
+    drop_units(writer.store, [step.name for step in steps])
     put_unit(writer.store, REPORT, tuning_files(tuning, summary))
     summary |= tuning.summary() if tuning else EXACT
     return [*([WHITENING] if config.whiten else []), TRAINED, *(shard.name for shard in shards), REPORT], summary

@@ -39,7 +39,7 @@ from jobs.sharding import (
     shard_summary,
     trained_quantizer,
 )
-from jobs.tuning import MEASURED, Tuning, TuningConfig, check_tuned, open_queries, tuning_files
+from jobs.tuning import MEASURED, TUNED, Tuning, TuningConfig, check_tuned, open_queries, tuning_files
 from jobs.tuning import tune as measure
 
 TOMBSTONES = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
@@ -120,7 +120,7 @@ def add(config: AddConfig) -> dict[str, Any]:
     ids = pa.concat_tables([source(part)[0].select(["image_id"]) for part in parts])["image_id"].combine_chunks()
     if len(pc.unique(ids)) != len(ids):
         raise BadInputError(f"--descriptors {new.uri}: an image_id stands in two rows")
-    made: dict[str, str] = {}  # trained quantizer -> prefix of the shards that were filled for it
+    made: dict[str, str] = {}  # trained quantizer (and base) -> prefix of the shards that were filled for it
 
     def change(base: Artifact) -> Change | None:
         added = {
@@ -137,10 +137,11 @@ def add(config: AddConfig) -> dict[str, Any]:
                 f"{present['image_id'][0].as_py()!r}; --replace puts the new pictures in their place"
             )
         trained = quantizer_of(base)
-        prefix = made.setdefault(trained.sha256, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows))
+        kind = trained.sha256 + (base.sha256 if base.manifest.summary.get("augment") else "")  # what shards depend on
+        prefix = made.setdefault(kind, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows))
         limit = shard_limit(config.shard_rows, base.manifest.summary["factory"])
         shards = cut_shards(parts, limit, prefix)
-        rows_of = processed(base, source)
+        rows_of = processed(base, source, present["image_id"].to_pylist())
         receipts = build_shards(base.store, trained, base.manifest.summary["dim"], rows_of, shards, "index add")
         filled = [part for receipt in receipts for part in receipt.parts]
         stones = _with_tombstones(base, present, prefix) if len(present) else base.parts("tombstones")
@@ -412,9 +413,10 @@ def _tuned_again(base: Artifact, parts: list[Part], seed: int) -> Tuning | None:
 
 def _retold(base: Artifact, parts: list[Part], tuning: Tuning, summary: Mapping[str, Any]) -> list[Part]:
     """The parts with this tuning's report and plot in the place of the earlier ones."""
-    unit = _prefix("report", base, json.dumps(tuning.report()))
     now = {**base.manifest.summary, **summary}
-    built = {name: value for name, value in now.items() if name not in ("errors", "action")}  # these name the way to it
+    built = {name: value for name, value in now.items() if name not in ("errors", "action", "seconds")}  # the way to it
+    told = {name: value for name, value in built.items() if name not in TUNED}
+    unit = _prefix("report", base, json.dumps(tuning.report()), json.dumps(told))
     blobs = tuning_files(tuning, built, f"-{unit.partition('-')[2]}")
     others = [part for part in parts if part.name.split(".")[0].split("-")[0] not in {"report", "recall"}]
     return [*others, *put_unit(base.store, unit, blobs).parts]

@@ -4,6 +4,7 @@ Queries go the same way: `open_searcher` gives the whitening to the searcher, wh
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,20 +47,24 @@ class AugmentedRows:
         index: an index, or what is to become one.
         count: neighbours.
         inside: the rows are in the index themselves.
+        without: ids of the index that are no neighbours.
     """
 
     rows_of: Rows
     index: Artifact
     count: int
     inside: bool
+    without: tuple[str, ...] = ()
 
     def __call__(self, part: Part) -> tuple[pa.Table, Vectors]:
         """A part's ids and details, and its vectors."""
         table, vectors = self.rows_of(part)
         searcher = _searcher(self.index)
-        count = self.count + self.inside  # a row is its own first answer
+        allowed = searcher.allow(without=self.without) if self.without else None
         blocks = [
-            searcher.expanded(vectors[at : at + _BATCH], count, itself=not self.inside).astype(np.float16)
+            searcher.expanded(vectors[at : at + _BATCH], self.count, allowed=allowed, inside=self.inside).astype(
+                np.float16
+            )
             for at in range(0, len(vectors), _BATCH)
         ]
         return table, np.concatenate([vectors[:0], *blocks])
@@ -88,10 +93,10 @@ def _learn(store: Store, rows_of: Rows, dim: int, seed: int, parts: list[Part]) 
     return put_unit(store, WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())})
 
 
-def processed(index: Artifact, rows_of: Rows) -> Rows:
-    """New descriptors as an index of these options stores them."""
+def processed(index: Artifact, rows_of: Rows, replaced: Sequence[str]) -> Rows:
+    """New descriptors as an index of these options stores them; `replaced` rows of it are on their way out."""
     if (matrix := whitening_of(index)) is not None:
         rows_of = WhitenedRows(rows_of, matrix)
     if count := index.manifest.summary.get("augment", 0):
-        rows_of = AugmentedRows(rows_of, index, count, inside=False)
+        rows_of = AugmentedRows(rows_of, index, count, inside=False, without=tuple(replaced))
     return rows_of

@@ -59,15 +59,18 @@ def run(config: Config) -> dict[str, Any]:
         require_resources(
             cpus=1, gpus=float(config.gpu), workers=config.embedders, flags="--embedders (or give --ray-cpus)"
         )
-        stop = _stop_on_signal()
-        gateways = _deploy(config, model, query_spec(index), tokens)
-        address = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}/"  # noqa: S104
-        say(f"serve: {address} answers from {index.uri}; Ctrl-C stops it")
-        stop.wait()
-        say("serve: stopping; requests in hand are answered first")
-        _drain(config, gateways)
-        if joins_cluster(config):  # a session of this machine alone ends with all that runs in it
-            serve.shutdown()
+        try:
+            gateways = _deploy(config, model, query_spec(index), tokens)
+            stop = _stop_on_signal()  # only now: until it is up, a signal ends it as it ends any job
+            host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)  # noqa: S104
+            host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+            say(f"serve: http://{host}:{config.port}/ answers from {index.uri}; Ctrl-C stops it")
+            stop.wait()
+            say("serve: stopping; requests in hand are answered first")
+            _drain(config, gateways)
+        finally:
+            if joins_cluster(config):  # a session of this machine alone ends with all that runs in it
+                serve.shutdown()
     return {"kind": "serve", "index": index.uri, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -125,10 +128,15 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
 
 def _drain(config: Config, gateways: Any) -> None:  # noqa: ANN401 - a handle of Ray Serve
     """Let no gateway take a new search, and wait until those in hand are answered; a time limit bounds each of them."""
+    from ray.exceptions import RayError
+
     until = time.monotonic() + config.request_seconds
     busy: dict[str, int] = {}
     while time.monotonic() < until and (len(busy) < config.gateways or any(busy.values())):
-        name, pending = gateways.drain.remote().result(timeout_s=config.request_seconds)
+        try:
+            name, pending = gateways.drain.remote().result(timeout_s=config.request_seconds)
+        except (TimeoutError, RayError):
+            break  # no gateway is left that answers
         busy[name] = pending
         time.sleep(0.05)
 

@@ -49,7 +49,7 @@ class TuningConfig(BaseModel):
     recall_target: float = Field(default=0.95, gt=0, le=1)
     """Share of the 7 true neighbours (exact search of the same vectors) that must be found: sets nprobe and refine."""
     latency_ms: float = Field(default=0.0, ge=0)
-    """Most milliseconds of one query on one thread; 0: whatever the target needs."""
+    """Most milliseconds of one query on one thread, without query expansion; 0: whatever the target needs."""
     tuning_queries: int = Field(default=500, ge=1, le=10_000)
     """Queries that recall is measured with: rows of the gallery, each mixed with another one and then not counted itself; as
     many are drawn where queries are given."""

@@ -1,4 +1,4 @@
-"""A client of `manet serve`: the standard library alone, so that a shop's backend can take it as it is.
+"""A client of `manet serve`, by the standard library alone.
 
     from manet.client import Client
 
@@ -18,13 +18,14 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from manet.errors import ManetError
 
 Picture = str | Path | bytes
 Json = dict[str, Any]
 _AGAIN = {429, 500, 502, 503, 504}
+_LONGEST_S = 30.0  # between two tries
 
 
 class ServiceError(ManetError):
@@ -53,7 +54,7 @@ class Client:
 
     def __init__(self, address: str, *, token: str | None = None, tries: int = 5, seconds: float = 60.0) -> None:
         parts = urlsplit(address)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not _has_port(parts):
             raise ServiceError(0, "address", f"{address!r} is no http:// or https:// address")
         self._parts, self._tries, self._seconds = parts, tries, seconds
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -148,9 +149,18 @@ class Client:
         try:
             connection.request(method, self._parts.path.rstrip("/") + path, body, headers)
             response = connection.getresponse()
-            return response.status, float(response.getheader("Retry-After") or 0.5), response.read()
+            wait = response.getheader("Retry-After") or ""
+            return response.status, min(float(wait), _LONGEST_S) if wait.isdecimal() else 0.5, response.read()
         finally:
             connection.close()
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """Whether an address's port, if any, is one."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _bytes(picture: Picture) -> bytes:

@@ -133,8 +133,16 @@ class Searcher:
             vector_bytes=vector_bytes,
         )
 
-    def allow(self, *, ids: Iterable[str] | None = None, categories: Iterable[str] | None = None) -> Allowed:
-        """A filter: rows with one of these ids and one of these categories (None: any).
+    def allow(
+        self,
+        *,
+        ids: Iterable[str] | None = None,
+        categories: Iterable[str] | None = None,
+        without: Iterable[str] | None = None,
+    ) -> Allowed:
+        """A filter: rows with one of these ids and one of these categories (None: any), and none of the ids `without`.
+
+        A shard that was added without details has rows of no category.
 
         Raises:
             InputError: the index holds no categories.
@@ -143,7 +151,17 @@ class Searcher:
         for column, values in (("image_id", ids), ("category", categories)):
             if values is not None:
                 wanted = pa.array(sorted(set(values)), pa.string())
-                masks = [mask & shard.matching(column, wanted) for mask, shard in zip(masks, self._shards, strict=True)]
+                known = [column in shard.rows.column_names for shard in self._shards]
+                known[0] |= not any(known)  # no shard has it: the first says so
+                masks = [
+                    mask & (shard.matching(column, wanted) if has else np.zeros(len(shard), bool))
+                    for mask, shard, has in zip(masks, self._shards, known, strict=True)
+                ]
+        if without is not None:
+            unwanted = pa.array(sorted(set(without)), pa.string())
+            masks = [
+                mask & ~shard.matching("image_id", unwanted) for mask, shard in zip(masks, self._shards, strict=True)
+            ]
         return Allowed(masks=tuple(masks), rows=sum(int(mask.sum()) for mask in masks))
 
     def item(self, image_id: str) -> tuple[Hit, Matrix] | None:
@@ -211,7 +229,7 @@ class Searcher:
         return self._named(self._ranked(queries, how, allowed), how)
 
     def expanded(
-        self, vectors_QD: Matrix, count: int, *, allowed: Allowed | None = None, itself: bool = True
+        self, vectors_QD: Matrix, count: int, *, allowed: Allowed | None = None, inside: bool = False
     ) -> Matrix:
         """Vectors with their `count` best answers added, each weighted by the third power of its score; unit length, float32.
 
@@ -223,16 +241,21 @@ class Searcher:
             vectors_QD: vectors of this index's space (whitened where it whitens).
             count: answers, those that tie with the last of them included.
             allowed: rows that may be added.
-            itself: add to the vector; else (it is a row of this index, its own first answer) take the answers alone.
+            inside: the vectors are rows of this index: of each its own row is not added to it.
         """
         queries = np.ascontiguousarray(vectors_QD, np.float32)
-        kept = self._ranked(queries, _How(k=count, folded=False, rerank=True), allowed)
-        sums = queries.astype(np.float64) * itself
+        kept = self._ranked(queries, _How(k=count + inside, folded=False, rerank=True), allowed)
+        sums = queries.astype(np.float64)
         for place, (scores, shards, rows) in enumerate(kept):
+            own = inside
             for score, shard, row in sorted(
                 zip(scores.tolist(), shards.tolist(), rows.tolist(), strict=True), reverse=True
             ):
-                sums[place] += max(score, 0.0) ** _POWER * self._shards[shard].vectors[row].astype(np.float64)
+                vector = self._shards[shard].vectors[row]
+                if own and np.array_equal(vector.astype(np.float32), queries[place]):
+                    own = False
+                    continue
+                sums[place] += max(score, 0.0) ** _POWER * vector.astype(np.float64)
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         found: Matrix = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), queries).astype(np.float32)
         return found

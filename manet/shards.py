@@ -49,7 +49,13 @@ class Shard:
         self.index = faiss.read_index(str(files.index), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         self.ivf = inverted_file(self.index)
         if isinstance(self.ivf, faiss.IndexIVFPQFastScan):
-            _map_lists(self.ivf)
+            try:
+                _map_lists(self.ivf)
+            except OSError as error:
+                raise InputError(
+                    f"{self.name}: its codes could not be written to {tempfile.gettempdir()}, from where they are mapped: "
+                    f"{error.strerror}; make room, or set TMPDIR"
+                ) from None
         self.rows = _mapped_table(files.ids)
         self._columns = {name: _whole(self.rows[name]) for name in self.rows.column_names}
         self.vectors = np.load(files.refine, mmap_mode="r")

@@ -38,7 +38,7 @@ class Result(_Answer):
 
     image_id: str
     score: float
-    """Cosine of the two descriptors."""
+    """Cosine of the two descriptors; of the expanded query where the index expands, as quantized where it is not re-ranked."""
     uri: str | None
     """Where the picture lies; null where that is a file of the server."""
     description: str | None

@@ -35,7 +35,7 @@ _REASONS = {
 }
 Side = Annotated[int, Query(ge=1, le=SIDES[-1], description="Least side of the square, px: 128, 256 or 512 is given.")]
 Categories = Annotated[list[str], Form(max_length=64, description="Only pictures of these categories answer.")]
-Ids = Annotated[list[str], Form(max_length=10_000, description="Only these pictures answer.")]
+Ids = Annotated[list[str], Form(max_length=900, description="Only these pictures answer.")]  # a form has 1,000 fields
 K = Annotated[int, Form(ge=1, le=MOST_ANSWERS, description="Answers.")]
 Rerank = Annotated[
     bool, Form(description="Score candidates with the stored vectors; else as the quantizer ranks them.")
@@ -81,6 +81,10 @@ def _errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "body"
         return answer(Refusal(422, "invalid", f"{where}: {first['msg']}"))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:  # which is raised again, for the guard to log
+        return answer(Refusal(500, "internal", "The service failed; its log says why."))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -191,7 +195,7 @@ def _operations(app: FastAPI, service: "Gateway") -> None:
     @app.get("/v1/index/recall.png", response_class=Response, responses=png | _problems(404), operation_id="recallPlot")
     async def recall() -> Response:
         """Recall against cost of every setting that was tried when the index was tuned."""
-        return Response(service.gallery.current.recall_plot(), media_type="image/png", headers={"Cache-Control": _KEEP})
+        return Response(await service.recall_plot(), media_type="image/png", headers={"Cache-Control": _KEEP})
 
     @app.get("/healthz", operation_id="health")
     async def health() -> Health:

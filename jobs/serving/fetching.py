@@ -94,7 +94,7 @@ class Fetcher:
                     url = found
         except TimeoutError:
             raise Refusal(422, "url_timed_out", f"The URL gave no picture within {self._seconds:g} s.") from None
-        except (aiohttp.ClientError, OSError, UnicodeError):
+        except (aiohttp.ClientError, OSError, ValueError):
             raise Refusal(422, "url_failed", "The URL cannot be fetched.") from None
         raise Refusal(422, "url_redirects", f"The URL redirects more than {REDIRECTS} times.")
 

@@ -16,6 +16,8 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from cluster.errors import ClusterError
+from cluster.telemetry import say
 from jobs.drawing import heat, jpeg
 from jobs.pictures import Picture, fetch_picture
 from jobs.serving.answers import BatchItem, IndexAnswer, Item, Items, Limits, Pair, Problem, SearchAnswer
@@ -89,8 +91,9 @@ class Gateway:
         self._looks = Decoders(bounded.model_copy(update={"size": SIDES[-1]}), 1, config.picture_seconds)
         self._decoders.start()
         self._looks.start()
-        self._images = Images(self._looks)
+        self._images = Images()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="search")
+        self._fetching = ThreadPoolExecutor(16, thread_name_prefix="fetch")  # a store that hangs holds up no search
         self._fetcher = Fetcher(max_bytes=config.max_body, seconds=config.request_seconds / 2)
         self.metrics = ServingMetrics(serve.get_replica_context().replica_id.unique_id)
         self._show_version()
@@ -108,7 +111,11 @@ class Gateway:
         if self.config.cors_origin:
             headers = ["Authorization", "Content-Type"]
             app = CORSMiddleware(
-                app, allow_origins=list(self.config.cors_origin), allow_methods=["*"], allow_headers=headers
+                app,
+                allow_origins=list(self.config.cors_origin),
+                allow_methods=["*"],
+                allow_headers=headers,
+                expose_headers=["Retry-After"],
             )
         return app
 
@@ -213,7 +220,12 @@ class Gateway:
             Refusal: there is none of that id, or its picture cannot be had.
         """
         hit, _ = await self._thread(self._stored, self.gallery.current, image_id)
-        return await self._pictured(self._looks.threads, self._images.image, uri_of(hit), side)
+        uri = uri_of(hit)
+        kept = self._images.kept(uri, side)
+        if kept is None:
+            square = await self._pictured(self._looks.threads, self._looks.decode, await self._fetch(uri))
+            kept = self._images.keep(uri, side, square)
+        return kept
 
     async def image_map(self, image_id: str, side: int, kind: str) -> bytes:
         """Saliency or text map over a gallery picture, JPEG.
@@ -231,7 +243,7 @@ class Gateway:
 
     async def index(self) -> IndexAnswer:
         """The index and what a request may ask for."""
-        about = await self._thread(lambda: self.gallery.current.about)
+        about = await self._of_store(lambda: self.gallery.current.about)
         limits = Limits(
             body_bytes=self.config.max_body,
             pixels=self.config.max_pixels,
@@ -251,10 +263,35 @@ class Gateway:
 
     async def _load(self, hit: Hit) -> Picture:
         """A gallery picture, prepared as it was when it was described."""
-        data = await self._thread(fetch_picture, uri_of(hit))
+        return await self._pictured(self._decoders.threads, self._decoders.decode, await self._fetch(uri_of(hit)))
+
+    async def _fetch(self, uri: str) -> bytes:
+        """The bytes of a gallery picture.
+
+        Raises:
+            Refusal: it is gone, or its store does not give it.
+        """
+        try:
+            data = await asyncio.get_running_loop().run_in_executor(self._fetching, fetch_picture, uri)
+        except ClusterError:
+            raise Refusal(502, "store", "The gallery's store does not give the picture; try again.") from None
         if isinstance(data, PictureError):
             raise of_picture(data)
-        return await self._pictured(self._decoders.threads, self._decoders.decode, data)
+        return data
+
+    async def recall_plot(self) -> bytes:
+        """The frontier of the index's tuning, PNG.
+
+        Raises:
+            Refusal: it was not tuned, or the store does not give it.
+        """
+        return await self._of_store(self.gallery.current.recall_plot)
+
+    async def _of_store(self, work: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._fetching, work)
+        except ClusterError:
+            raise Refusal(502, "store", "The index's store does not answer; try again.") from None
 
     async def _see(self, asked: Asked) -> Seen:
         """Describe a picture; again when the replica that was at it is lost.
@@ -312,8 +349,11 @@ class Gateway:
     async def _refresh(self) -> None:
         while True:
             await asyncio.sleep(self.config.refresh_seconds)
-            if await self._thread(self.gallery.refresh):
-                self._show_version()
+            try:
+                if await asyncio.to_thread(self.gallery.refresh):
+                    self._show_version()
+            except Exception as error:  # whatever it is, the version at hand goes on answering
+                say(f"serve: a new version of the index is not taken up: {type(error).__name__}: {error}")
             self.metrics.restarts.set(self._decoders.restarts + self._looks.restarts)
 
     def _show_version(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import parse_qs
 
 from jobs.serving.metrics import ServingMetrics
 from jobs.serving.refusals import Refusal
@@ -23,7 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body of one picture
+SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body and the rate of one picture
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _OPEN = ("/healthz", "/readyz")  # without a token
 _HEAD = 32 << 10  # bytes of a request's headers
@@ -106,13 +107,14 @@ class Guard:
         client = self._client(scope, headers)
         if method not in {"GET", "HEAD", "OPTIONS"}:
             self._check_body(headers, self._config.max_body * SEARCHES.get(path, 1))
-        if method != "POST" or path not in SEARCHES:
+        cost = _cost(scope)
+        if not cost:
             async with asyncio.timeout(self._config.request_seconds):
                 await self._app(scope, receive, send)
             return
         if self.stopping:
             raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
-        self._check_rate(client)
+        self._check_rate(client, cost)
         if self._pending >= self._most:
             self._metrics.refused.labels("overload").inc()
             wait = math.ceil(self._usual_s)
@@ -160,21 +162,30 @@ class Guard:
             self._metrics.refused.labels("body").inc()
             raise Refusal(413, "too_large", f"The upload is larger than {limit >> 20} MiB.")
 
-    def _check_rate(self, client: str) -> None:
-        """A bucket of ten seconds' searches for each client."""
+    def _check_rate(self, client: str, cost: int) -> None:
+        """A bucket of ten seconds' searches for each client; what costs more than it holds waits until it is full."""
         if not self._config.rate:
             return
         now, burst = time.monotonic(), max(1.0, self._config.rate * _BURST_S)
         left, seen = self._rates.pop(client, (burst, now))
         left = min(burst, left + (now - seen) * self._config.rate)
-        allowed = left >= 1
-        self._rates[client] = (left - allowed, now)
+        cost_now = min(float(cost), burst)
+        allowed = left >= cost_now
+        self._rates[client] = (left - cost_now * allowed, now)
         while len(self._rates) > _CLIENTS:
             self._rates.popitem(last=False)
         if not allowed:
             self._metrics.refused.labels("rate").inc()
-            wait = math.ceil((1 - left) / self._config.rate)
+            wait = math.ceil((cost_now - left) / self._config.rate)
             raise Refusal(429, "too_many_requests", "Too many searches; wait a moment.", retry_after=wait)
+
+
+def _cost(scope: Scope) -> int:
+    """How many searches a request counts as: what makes the model work counts, a picture's map too; 0: nothing of it does."""
+    if scope["method"] == "POST":
+        return SEARCHES.get(scope["path"], 0)
+    wanted = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("map", ["none"])
+    return int(scope["path"].endswith("/image") and wanted[-1] != "none")
 
 
 async def refuse(refusal: Refusal, send: Send) -> None:

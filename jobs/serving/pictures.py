@@ -1,7 +1,7 @@
 """Decoding for a service: a few decode processes, each used by one request at a time; items' images, resized and kept."""
 
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from queue import SimpleQueue
 
 import cv2
@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.decoding import Decoder
 from jobs.drawing import jpeg
-from jobs.pictures import Picture, fetch_picture
+from jobs.pictures import Picture
 from jobs.serving.settings import SIDES
 from manet.errors import PictureError
 from manet.images import PictureConfig
@@ -56,12 +56,6 @@ class Decoders:
         """Processes that a picture ended."""
         return sum(decoder.restarts for decoder in self._all)
 
-    def close(self) -> None:
-        """End all processes."""
-        self.threads.shutdown(cancel_futures=True)
-        for decoder in self._all:
-            decoder.close()
-
     def _decode_one(self, data: bytes) -> tuple[Decoder, Picture, PictureError | None]:
         decoder = self._idle.get()
         frames = np.empty((1, self._config.size, self._config.size, 3), np.uint8)
@@ -74,20 +68,22 @@ class Decoders:
 
 
 class Images:
-    """The gallery's pictures as JPEG squares of a few sizes."""
+    """The gallery's pictures as JPEG squares of a few sizes, those asked for last kept."""
 
-    def __init__(self, decoders: Decoders) -> None:
-        self._decoders = decoders
-        self.image = lru_cache(_KEPT)(self._image)
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
-    def _image(self, uri: str, side: int) -> bytes:
-        """The picture at a URI of the index, JPEG.
+    def kept(self, uri: str, side: int) -> bytes | None:
+        """The picture at a URI, JPEG, if it is at hand."""
+        found = self._kept.get((uri, side))
+        if found is not None:
+            self._kept.move_to_end((uri, side))
+        return found
 
-        Raises:
-            PictureError: it is gone, or cannot be decoded.
-        """
-        found = fetch_picture(uri)
-        if isinstance(found, PictureError):
-            raise found
-        square = self._decoders.decode(found)
-        return jpeg(square if side == SIDES[-1] else cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA))
+    def keep(self, uri: str, side: int, square: Picture) -> bytes:
+        """The decoded picture in this size, JPEG, kept from now on."""
+        data = jpeg(square if side == SIDES[-1] else cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA))
+        self._kept[uri, side] = data
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return data

@@ -76,7 +76,7 @@ def test_whitening_is_that_of_the_singular_values(gallery: Matrix) -> None:
 
 
 def test_whitening_refuses_what_it_cannot_do(gallery: Matrix, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=f"--whiten 17: the descriptors have {DIM} dimensions"):
+    with pytest.raises(BadInputError, match=f"--whiten 17: there are {ROWS} descriptors of {DIM} dimensions"):
         built(tmp_path, gallery, whiten=17)
     flat = gallery.copy()
     flat[:, 3:] = 0
@@ -91,7 +91,7 @@ def test_an_index_of_all_three(gallery: Matrix, tmp_path: Path) -> None:
     out = built(tmp_path, gallery, whiten=WIDE, augment=NEAR, expand=BEST)
     wide, queries = gallery.astype(np.float64), vectors_of(40, 7, spread=0.5)
     white = as_stored(whitened(wide, wide, WIDE))
-    stored = as_stored(expanded(white, white, NEAR + 1, itself=False))
+    stored = as_stored(expanded(white, white, NEAR + 1, itself=False))  # its own row is the first of them
     asked = whitened(wide, queries.astype(np.float64), WIDE)
     for expand, final in ((-1, expanded(asked, stored, BEST, itself=True)), (0, asked)):
         scores = final @ stored.T

@@ -32,7 +32,8 @@ export class Answers {
     byId("why-text").textContent = "Looking at both pictures...";
     byId("why-caption").textContent = result.description || result.image_id;
     const query = make("img", { src: byId("query-picture").dataset.searched || byId("query-picture").src, alt: "The query picture" });
-    const answer = make("img", { src: await imageAddress(`${result.image}?side=512`), alt: result.description || result.image_id });
+    const address = `${result.image}?side=512`;
+    const answer = make("img", { src: await imageAddress(address).catch(() => address), alt: result.description || result.image_id });
     byId("why-query").replaceChildren(query);
     byId("why-answer").replaceChildren(answer);
     byId("why-pairs").replaceChildren();
@@ -40,7 +41,7 @@ export class Answers {
     try {
       const found = await search({ ...this.actions.fields(), ids: [result.image_id], k: 1, explain: 1, maps: true, fold: false });
       query.src = found.maps.query;
-      explain(found.results[0], result.score);
+      explain(found.results[0]);
     } catch (error) {
       byId("why-text").textContent = error.message;
     }

@@ -6,6 +6,7 @@ import { Problem, getJson, imageAddress, search, useToken } from "./api.js";
 import { byId, make, number, plural } from "./dom.js";
 import { Query } from "./query.js";
 
+const GONE = new Set(["missing", "unreadable", "no_picture", "store"]); // codes of a gallery picture that cannot be had
 const state = { query: null, categories: [], running: null, retry: null };
 const answers = new Answers({ more, fields });
 const query = new Query(asked, (code, message) => problem(new Problem(code, message)));
@@ -39,7 +40,8 @@ function asked(next) {
 }
 
 async function more(result) {
-  query.takeItem(result.image_id, await imageAddress(`${result.image}?side=512`), result.description);
+  const address = `${result.image}?side=512`;
+  query.takeItem(result.image_id, await imageAddress(address).catch(() => address), result.description);
   window.scrollTo({ top: 0, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   asked({ id: result.image_id });
 }
@@ -54,7 +56,11 @@ async function run() {
   const began = performance.now();
   try {
     const waiting = (message) => { byId("status").textContent = `${message} Trying again.`; };
-    const found = await search({ ...fields(), maps: true }, { signal: running.signal, waiting });
+    const ask = (maps) => search({ ...fields(), maps }, { signal: running.signal, waiting });
+    const found = await ask(true).catch((error) => {
+      if (state.query?.id && GONE.has(error.code)) return ask(false); // its stored descriptor still searches
+      throw error;
+    });
     show(found, performance.now() - began);
   } catch (error) {
     if (error.name !== "AbortError") problem(error, run);
@@ -65,12 +71,13 @@ async function run() {
 
 function show(found, elapsed) {
   byId("empty").hidden = true;
-  byId("found").hidden = byId("maps").hidden = false;
-  byId("query-map").dataset.saliency = found.maps.saliency;
-  byId("query-map").dataset.text = found.maps.text ?? "";
-  byId("query-picture").dataset.searched = found.maps.query;
+  byId("found").hidden = false;
+  byId("maps").hidden = !found.maps;
+  byId("query-map").dataset.saliency = found.maps?.saliency ?? "";
+  byId("query-map").dataset.text = found.maps?.text ?? "";
+  byId("query-picture").dataset.searched = found.maps?.query ?? "";
   const text = document.querySelector('input[name="map"][value="text"]');
-  text.disabled = found.maps.text === null;
+  text.disabled = !found.maps?.text;
   text.parentElement.title = text.disabled ? "The model has no text branch" : "";
   if (text.disabled && text.checked) document.querySelector('input[name="map"][value="none"]').checked = true;
   showMaps();
@@ -177,8 +184,8 @@ async function start() {
     const options = index.categories.map((each) => make("option", { value: each.name }, `${each.name} (${number(each.pictures)})`));
     byId("category").append(...options);
     byId("category").closest("label").hidden = !options.length;
-    const samples = await Promise.all(items.items.map(sample));
-    byId("samples").replaceChildren(...samples);
+    const samples = await Promise.allSettled(items.items.map(sample)); // a picture may be gone
+    byId("samples").replaceChildren(...samples.filter((each) => each.value).map((each) => each.value));
     problem(null);
     await readAddress();
   } catch (error) {
