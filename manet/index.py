@@ -31,7 +31,7 @@ def choose_factory(rows: int, dim: int, memory: float = 0.0) -> tuple[str, str]:
     """A factory string for a gallery, and the reason in one line.
 
     Few rows stay flat. Else principal axes are dealt to the codes (`DealtN`), about 4 sqrt(N) cells of an inverted file
-    are trained, and one code of 4 bits stands for each 2 axes, read by faiss's fast scan (André, Kermarrec, Le Scouarnec,
+    are trained, and one code of 4 bits stands for each 2 axes, read by faiss's fast scan (Andre, Kermarrec, Le Scouarnec,
     *Quicker ADC*, TPAMI 2019): candidates that the stored float16 vectors re-rank.
 
     Args:

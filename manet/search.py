@@ -233,8 +233,8 @@ class Searcher:
     ) -> Matrix:
         """Vectors with their `count` best answers added, each weighted by the third power of its score; unit length, float32.
 
-        Of queries this is query expansion, of the gallery's rows database augmentation. Source: Radenović, Tolias, Chum,
-        *Fine-tuning CNN image retrieval with no human annotation*, TPAMI 2019 (alpha-QE); Arandjelović, Zisserman, *Three
+        Of queries this is query expansion, of the gallery's rows database augmentation. Source: Radenovic, Tolias, Chum,
+        *Fine-tuning CNN image retrieval with no human annotation*, TPAMI 2019 (alpha-QE); Arandjelovic, Zisserman, *Three
         things everyone should know to improve object retrieval*, CVPR 2012.
 
         Args:

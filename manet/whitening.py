@@ -1,6 +1,6 @@
 """PCA-whitening of descriptors: axes that vary together in the whole gallery tell little, and count less.
 
-Source: Jégou, Chum, *Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening*, ECCV 2012.
+Source: Jegou, Chum, *Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening*, ECCV 2012.
 
 Shape letters: N rows, D dimensions, W dimensions after whitening.
 """
