@@ -55,7 +55,7 @@ def test_stock_faiss_opens_a_shard(index: Path) -> None:
 def test_a_small_gallery_is_flat_and_says_why(index: Path) -> None:
     report = json.loads((index / "report.json").read_text())
     assert report["factory"] == "Flat"
-    assert "train" in report["reason"]
+    assert "exact" in report["reason"]
 
 
 def test_a_quantized_index_is_the_same_twice(manet: Run, descriptors: Path, tmp_path: Path) -> None:

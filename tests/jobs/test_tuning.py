@@ -117,7 +117,7 @@ def test_queries_that_are_none_are_refused(gallery: Path, tmp_path: Path) -> Non
 def test_memory_sets_the_length_of_the_codes(gallery: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"--memory-per-vector.*--factory auto"):
         built(gallery, tmp_path / "index", memory_per_vector=80)
-    for memory, codes in ((80, 64), (79, 48), (0, 64), (160, 128)):
-        assert choose_factory(500_000, 1280, memory)[0] == f"Dealt{4 * codes},IVF2048,PQ{codes}"
+    for memory, length in ((80, 48), (60, 40), (0, 40), (160, 96)):
+        assert choose_factory(500_000, 1280, memory)[0] == f"Dealt{4 * length},IVF2048,PQ{2 * length}x4fs"
     with pytest.raises(InputError, match="the smallest code needs"):
         choose_factory(500_000, 1280, 8)
