@@ -1,4 +1,4 @@
-"""What a person writes with stock faiss (or autofaiss) alone: the benches' counterpart, in a process of its own.
+"""What a person writes with stock faiss (or autofaiss, or usearch) alone: the benches' counterpart, in a process of its own.
 
 Imports numpy and faiss only, so that another interpreter can run it as a file. Not a command: `bench index` and
 `bench search` start it, each command prints one JSON object.
@@ -6,6 +6,8 @@ Imports numpy and faiss only, so that another interpreter can run it as a file. 
   by_hand.py build VECTORS.npy OUT FACTORY TRAINING_ROWS SEED THREADS
   by_hand.py autofaiss FOLDER OUT MEMORY THREADS
   by_hand.py open INDEX VECTORS.npy QUERIES.npy NPROBE REFINE THREADS
+  by_hand.py usearch VECTORS.npy OUT THREADS
+  by_hand.py open-usearch INDEX QUERIES.npy THREADS
 
 VECTORS.npy is float16 [N, D] of unit vectors, row i has id i.
 """
@@ -59,6 +61,49 @@ def autofaiss(folder: str, out: str, memory: str, threads: str) -> dict[str, Any
     )
     infos = json.loads(Path(f"{out}.json").read_text())
     return {"build_s": round(time.monotonic() - started, 2), "factory": infos.get("index_key")}
+
+
+def usearch(vectors: str, out: str, threads: str) -> dict[str, Any]:
+    """A graph (HNSW) over all rows with usearch, as it is by default, float16 vectors inside."""
+    from usearch.index import Index
+
+    started = time.monotonic()
+    rows_ND = np.load(vectors, mmap_mode="r")
+    index: Any = Index(ndim=rows_ND.shape[1], metric="ip", dtype="f16")
+    for start in range(0, len(rows_ND), BLOCK):
+        block = rows_ND[start : start + BLOCK]
+        index.add(np.arange(start, start + len(block)), block, threads=int(threads))
+    index.save(out)
+    factory = f"HNSW{index.connectivity},f16, search {index.expansion_search}"
+    return {"build_s": round(time.monotonic() - started, 2), "factory": factory}
+
+
+def open_usearch(index_path: str, queries: str, threads: str) -> dict[str, Any]:
+    """Open a graph of usearch, as `open_index` does a stock index."""
+    from usearch.index import Index
+
+    queries_QD = np.load(queries).astype(np.float16)
+    started = time.monotonic()
+    engine: Any = Index.restore(index_path)
+    opened = time.monotonic()
+    engine.search(queries_QD[:1], K, threads=1)
+    first = time.monotonic()
+    found = [engine.search(batch, K, threads=int(threads)).keys for batch in batches(queries_QD)]
+    began = time.monotonic()
+    for batch in batches(queries_QD):
+        engine.search(batch, K, threads=int(threads))
+    rate = len(queries_QD) / (time.monotonic() - began)
+    before = resident()
+    second: Any = Index.restore(index_path)
+    for batch in batches(queries_QD):
+        second.search(batch, K, threads=int(threads))
+    return {
+        "queries_per_s": round(rate, 1),
+        **kept(before, resident(), len(engine)),
+        "open_s": round(opened - started, 4),
+        "first_answer_s": round(first - started, 4),
+        "rows": np.concatenate(found).tolist(),
+    }
 
 
 def open_index(index_path: str, vectors: str, queries: str, nprobe: str, refine: str, threads: str) -> dict[str, Any]:
@@ -145,6 +190,7 @@ def kept(before: int, after: int, rows: int) -> dict[str, float]:
 def main(arguments: list[str]) -> None:
     """Run one command, print its result."""
     commands: dict[str, Callable[..., dict[str, Any]]] = {"build": build, "autofaiss": autofaiss, "open": open_index}
+    commands |= {"usearch": usearch, "open-usearch": open_usearch}
     sys.stdout.write(json.dumps(commands[arguments[0]](*arguments[1:])) + "\n")
 
 

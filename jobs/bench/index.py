@@ -1,7 +1,8 @@
-"""`bench index`: the job `index` against stock faiss by hand, and against autofaiss where it is installed.
+"""`bench index`: the job `index` against stock faiss by hand, and against autofaiss and usearch where they are installed.
 
   manet bench index --descriptors s3://bench/vectors
   manet bench index --descriptors s3://bench/vectors --autofaiss-python /opt/autofaiss/bin/python
+  manet bench index --descriptors s3://bench/vectors --usearch-python /opt/usearch/bin/python
 
 Each build runs in a process of its own whose seconds and peak memory (with all processes below it, Ray's too) are measured, and
 each index is then opened in a fresh one. Recall@7 of held-out queries is against exact search; `recall@7` is with the
@@ -61,6 +62,8 @@ class Config(SessionConfig):
     """Seed of sampling and training."""
     autofaiss_python: str = ""
     """Python with autofaiss, which is measured too; default: it is left out."""
+    usearch_python: str = ""
+    """Python with usearch (a graph, HNSW), which is measured too; default: it is left out."""
     autofaiss_memory: str = "1G"
     """Most memory of autofaiss's index."""
 
@@ -139,6 +142,15 @@ class Bench:
         run = self._by_hand(config.autofaiss_python, "autofaiss", "autofaiss", *words)
         return self._opened("autofaiss", str(run.result["factory"]), run, out, 0, refine)
 
+    def usearch(self) -> dict[str, Any]:
+        """Build a graph with usearch in its own interpreter; searched as it is by default, over the vectors themselves."""
+        python, threads, out = self.config.usearch_python, str(self.config.threads), self.folder / "graph.usearch"
+        run = self._by_hand(python, "usearch", "usearch", str(self.vectors), str(out), threads)
+        found = self._by_hand(python, "opening usearch", "open-usearch", str(out), str(self.queries), threads).result
+        row = self._row("usearch", str(run.result["factory"]), run, found, run.result["build_s"])
+        here = recall(found["rows"], self.truth)
+        return {**row, "recall@7": here, "raw_recall@7": here, "raw_queries_per_s": found["queries_per_s"]}
+
     def _opened(self, name: str, factory: str, run: Measured, out: Path, nprobe: int, refine: int) -> dict[str, Any]:
         """Open a stock index twice: as it ranks by itself, and re-scored."""
         words = ["open", str(out), str(self.vectors), str(self.queries), str(nprobe)]
@@ -176,18 +188,22 @@ class Bench:
 def run(config: Config) -> dict[str, Any]:
     """Build with each, measure; returns the table and the ratios."""
     descriptors = open_artifact(config.descriptors, "descriptors")
-    if config.autofaiss_python and not os.access(config.autofaiss_python, os.X_OK):
-        raise BadInputError(f"--autofaiss-python {config.autofaiss_python}: no such program")
+    others = {"autofaiss": config.autofaiss_python, "usearch": config.usearch_python}
+    for name, python in others.items():
+        if python and not os.access(python, os.X_OK):
+            raise BadInputError(f"--{name}-python {python}: no such program")
     with tempfile.TemporaryDirectory(prefix="manet-bench-") as scratch:
         bench = Bench(config, descriptors, Path(scratch))
         own, other = bench.factories()
-        if config.autofaiss_python:  # before an hour is spent on the others
-            check = [config.autofaiss_python, "-c", "import autofaiss, faiss; print('{}')"]
-            measured(check, f"--autofaiss-python {config.autofaiss_python}")
+        for name, python in others.items():
+            if python:  # before an hour is spent on the rest
+                measured([python, "-c", f"import {name}; print('{{}}')"], f"--{name}-python {python}")
         project, nprobe, refine = bench.project(descriptors.uri, own)
         table = [project, bench.stock(other, nprobe, refine)]
         if config.autofaiss_python:
             table.append(bench.autofaiss(refine))
+        if config.usearch_python:
+            table.append(bench.usearch())
     say_table(table)
     return {
         "kind": "bench",

@@ -18,7 +18,7 @@ from jobs import index
 from jobs.bench import index as bench_index
 from jobs.bench import search as bench_search
 from jobs.bench import vectors
-from jobs.bench.by_hand import Stock, build
+from jobs.bench.by_hand import Stock, build, open_usearch, usearch
 from jobs.bench.plotting import frontier_png
 from jobs.bench.probing import measured
 from jobs.bench.truth import gallery_file, recall
@@ -209,6 +209,18 @@ def test_bench_dedup(manet: Run, gallery: Path, tmp_path: Path) -> None:
     assert found["precision"] > 0.99
     refused = manet("bench", "dedup", "--index", tmp_path / "index", "--descriptors", gallery)
     assert_refused(refused, 2, "no near-duplicate in it", "--duplicates")
+
+
+def test_a_graph_of_usearch_finds_what_is_near(gallery: Path, tmp_path: Path) -> None:
+    descriptors = open_artifact(str(gallery), "descriptors")
+    gallery_file(descriptors, tmp_path / "rows.npy")
+    queries = vectors.held_out(descriptors)
+    np.save(tmp_path / "queries.npy", queries)
+    assert usearch(str(tmp_path / "rows.npy"), str(tmp_path / "graph"), "1")["factory"].startswith("HNSW16")
+    found = open_usearch(str(tmp_path / "graph"), str(tmp_path / "queries.npy"), "1")
+    truth = exact_search(np.load(tmp_path / "rows.npy"), queries.astype(np.float32), 7)[1]
+    assert recall(found["rows"], truth) > 0.9
+    assert found["resident_bytes_per_vector"] > 2 * DIM  # the vectors are inside
 
 
 @pytest.mark.slow
