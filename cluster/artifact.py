@@ -166,13 +166,10 @@ def drop_units(store: Store, units: Iterable[str]) -> None:
     """Remove units that were only steps on the way: their files first, then their receipts, so that a kill leaves no orphan."""
     for unit in units:
         name = f"{RECEIPTS}/{unit}.json"
-        try:
-            receipt = Receipt.model_validate_json(store.read(name))
-        except ObjectMissingError:
-            continue
-        for part in receipt.parts:
-            store.delete(part.name)
-        store.delete(name)
+        if receipt := _read_json(store, name, Receipt):
+            for part in receipt.parts:
+                store.delete(part.name)
+            store.delete(name)
 
 
 class ArtifactWriter:

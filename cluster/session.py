@@ -30,8 +30,12 @@ class SessionConfig(BaseModel):
 
 
 def joins_cluster(config: SessionConfig) -> bool:
-    """Whether a session joins a cluster that is there, rather than start Ray on this machine."""
-    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+    """Whether a session joins a cluster that is there, to which nodes may come, rather than start Ray on this machine."""
+    return bool(_address(config))
+
+
+def _address(config: SessionConfig) -> str:
+    return config.ray_address or os.environ.get("RAY_ADDRESS", "")
 
 
 def available_cpus() -> int:
@@ -54,7 +58,7 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
-    address = config.ray_address or os.environ.get("RAY_ADDRESS", "")
+    address = _address(config)
     level = logging.INFO if debug else logging.ERROR
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

@@ -1,6 +1,5 @@
 """How Ray Data runs here: silently, without burning a core while it waits, and never waiting without an end."""
 
-import os
 import queue
 import threading
 import time
@@ -9,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from cluster.errors import JobFailedError
-from cluster.session import SessionConfig, quiet
+from cluster.session import quiet
 
 _Item = TypeVar("_Item")
 TICK_S = 1.0  # s between two looks at a stream that gives nothing
@@ -60,11 +59,6 @@ def alive_nodes() -> list[tuple[float, float]]:
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(float(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in resources]
-
-
-def may_scale(config: SessionConfig) -> bool:
-    """Whether nodes may come that are not there yet: in a cluster that was joined."""
-    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
 
 
 class Board:

@@ -21,11 +21,9 @@ Later changes write the next version of the index, whole or not at all; readers 
   manet index prune --index s3://shop/index --keep 2
 """
 
-import io
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from cluster.artifact import (
@@ -45,7 +43,7 @@ from cluster.telemetry import say
 from jobs import living
 from jobs.config import JobConfig, how
 from jobs.make import make
-from jobs.postprocessing import WHITENING, AugmentedRows, WhitenedRows, learned_whitening
+from jobs.postprocessing import OPTIONS, WHITENING, AugmentedRows, learned_whitening, whitened
 from jobs.querying import QuerySpec, read_descriptors
 from jobs.sharding import (
     DescriptorRows,
@@ -160,9 +158,7 @@ def _build(
     with ray_session(config):
         if config.whiten:
             first += learned_whitening(writer.store, source, parts, config.whiten, config.seed).parts
-            source = WhitenedRows(
-                source, np.load(io.BytesIO(Artifact.checked(writer.store, first[0])), allow_pickle=False)
-            )
+            source = whitened(writer.draft(first, {}), source)
         training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
         trained = trained_quantizer(writer.store, TRAINED, source, parts, training, query_blobs(descriptors))
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
@@ -180,7 +176,7 @@ def _build(
             "reason": reason,
             "shards": len(shards),
             "deleted": 0,
-            **{name: getattr(config, name) for name in ("whiten", "augment", "expand") if getattr(config, name)},
+            **{name: getattr(config, name) for name in OPTIONS if getattr(config, name)},
         }
         index = writer.draft([*first, *parts_of(receipts)], summary)
         tuning = tune(index, config, queries, seed=config.seed)

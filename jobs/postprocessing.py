@@ -20,6 +20,7 @@ from jobs.sharding import Rows, sampled
 from manet.search import Searcher
 from manet.whitening import Matrix, learn_whitening, whiten
 
+OPTIONS = ("whiten", "augment", "expand")  # in an index's summary, where they are asked for
 WHITENING = "whitening"  # the unit, and its one file whitening.npy
 _SAMPLE = 65536  # rows that the whitening is learned on
 _BATCH = 256  # rows whose neighbours are looked up at once
@@ -93,10 +94,15 @@ def _learn(store: Store, rows_of: Rows, dim: int, seed: int, parts: list[Part]) 
     return put_unit(store, WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())})
 
 
+def whitened(index: Artifact, rows_of: Rows) -> Rows:
+    """Descriptors as an index (or what is to become one) whitens them, where it does."""
+    matrix = whitening_of(index)
+    return rows_of if matrix is None else WhitenedRows(rows_of, matrix)
+
+
 def processed(index: Artifact, rows_of: Rows, replaced: Sequence[str]) -> Rows:
     """New descriptors as an index of these options stores them; `replaced` rows of it are on their way out."""
-    if (matrix := whitening_of(index)) is not None:
-        rows_of = WhitenedRows(rows_of, matrix)
+    rows_of = whitened(index, rows_of)
     if count := index.manifest.summary.get("augment", 0):
         rows_of = AugmentedRows(rows_of, index, count, inside=False, without=tuple(replaced))
     return rows_of

@@ -1,6 +1,5 @@
 """How a query meets an index: described exactly as the gallery was, searched in all shards."""
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -161,7 +160,7 @@ def open_searcher(
         IntegrityError: a file differs from the manifest; it is named.
         ObjectMissingError: this version was pruned meanwhile (see `open_newest_searcher`).
     """
-    parts = [*index.parts("shard-"), *index.parts("trained"), *index.parts("query.json"), *index.parts("whitening")]
+    parts = [*index.parts("shard-"), *index.parts("trained"), *index.parts("query.json")]
     with ThreadPoolExecutor(threads) as pool:
         paths = dict(zip(parts, pool.map(lambda part: index.local(part, cache_folder()), parts), strict=True))
     where = {part.name: path for part, path in paths.items()}
@@ -185,7 +184,7 @@ def open_searcher(
         threads=threads,
         folded=folded,
         exact_below=exact_below,
-        whitening=np.load(where["whitening.npy"], allow_pickle=False) if "whitening.npy" in where else None,
+        whitening=whitening_of(index),
         expand=expand if expand >= 0 else tuned.get("expand", 0),
     )
 
@@ -219,9 +218,9 @@ def dead_rows(index: Artifact) -> dict[str, tuple[int, ...]]:
 
 
 def whitening_of(index: Artifact) -> np.ndarray[Any, np.dtype[Any]] | None:
-    """What an index whitens with (`manet.whitening`), or None."""
+    """What an index (or what is to become one) whitens with (`manet.whitening`), or None."""
     parts = index.parts("whitening")
-    return np.load(io.BytesIO(index.read(parts[0])), allow_pickle=False) if parts else None
+    return np.load(index.local(parts[0], cache_folder()), allow_pickle=False) if parts else None
 
 
 def query_spec(index: Artifact) -> QuerySpec:

@@ -48,7 +48,8 @@ def run(config: Config) -> dict[str, Any]:
     """Serve until a signal; returns how long it did."""
     tokens = _token_hashes(config)
     index = open_index(config.index)
-    model = query_spec(index).open_model(config.model)
+    spec = query_spec(index)
+    model = spec.open_model(config.model)
     _require_port(config)
     began = time.monotonic()
     os.environ[_THROUGHPUT] = "1"
@@ -60,10 +61,10 @@ def run(config: Config) -> dict[str, Any]:
             cpus=1, gpus=float(config.gpu), workers=config.embedders, flags="--embedders (or give --ray-cpus)"
         )
         try:
-            gateways = _deploy(config, model, query_spec(index), tokens)
+            gateways = _deploy(config, model, spec, tokens)
             stop = _stop_on_signal()  # only now: until it is up, a signal ends it as it ends any job
-            host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)  # noqa: S104
-            host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+            host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
+            host = f"[{host}]" if ":" in host else host
             say(f"serve: http://{host}:{config.port}/ answers from {index.uri}; Ctrl-C stops it")
             stop.wait()
             say("serve: stopping; requests in hand are answered first")

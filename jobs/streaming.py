@@ -20,9 +20,9 @@ from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Receipt
 from cluster.errors import IntegrityError, JobFailedError
-from cluster.session import MIB, SessionConfig, ray_session
+from cluster.session import MIB, SessionConfig, joins_cluster, ray_session
 from cluster.storage import Store
-from cluster.streams import alive_nodes, configure_data, may_scale, open_board, waiting_for, watched
+from cluster.streams import alive_nodes, configure_data, open_board, waiting_for, watched
 from cluster.telemetry import Meter, say
 from jobs.config import deciding, how
 from jobs.inputs import Table, local_copy
@@ -207,7 +207,7 @@ def plan_of(config: DescribeConfig, parts: int) -> Plan:
         decoders=config.decode_actors,
     )
     nodes = [Node(cpus=cpus, gpus=gpus) for cpus, gpus in alive_nodes()]
-    return fit(nodes, ask, parts, scales=may_scale(config))
+    return fit(nodes, ask, parts, scales=joins_cluster(config))
 
 
 def stream(

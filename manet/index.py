@@ -67,13 +67,17 @@ def resident_bytes(rows: int, dim: int, cells: int, length: int) -> float:
     """Bytes a vector in memory: a code of `length` bytes, its place in a list, its id, its share of what all rows share."""
     axes = length * _AXES_PER_BYTE
     shared = 4 * (cells * axes + dim * axes + 16 * axes)  # centroids, rotation, codebooks: float32
-    per_list = min(rows, max(_SHARD_ROWS, _ROWS_PER_LIST * cells)) / cells
+    per_list = min(rows, _full_shard(cells)) / cells
     return length * (1 + (_LIST_STEP - 1) / 2 / per_list) + 8 + shared / rows
 
 
 def full_shard(factory: str) -> int:
     """Rows of a full shard: so many that its lists are long, as each of them wastes half a block of codes."""
-    return max(_SHARD_ROWS, _ROWS_PER_LIST * _cells(factory))
+    return _full_shard(_cells(factory))
+
+
+def _full_shard(cells: int) -> int:
+    return max(_SHARD_ROWS, _ROWS_PER_LIST * cells)
 
 
 def split_factory(factory: str, dim: int) -> tuple[int, str]:

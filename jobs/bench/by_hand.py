@@ -82,56 +82,69 @@ def open_usearch(index_path: str, queries: str, threads: str) -> dict[str, Any]:
     """Open a graph of usearch, as `open_index` does a stock index."""
     from usearch.index import Index
 
+    def search(engine: Any, batch: Matrix, threads: int) -> Matrix:  # noqa: ANN401 - of usearch
+        return np.asarray(engine.search(batch, K, threads=threads).keys)
+
     queries_QD = np.load(queries).astype(np.float16)
-    started = time.monotonic()
-    engine: Any = Index.restore(index_path)
-    opened = time.monotonic()
-    engine.search(queries_QD[:1], K, threads=1)
-    first = time.monotonic()
-    found = [engine.search(batch, K, threads=int(threads)).keys for batch in batches(queries_QD)]
-    began = time.monotonic()
-    for batch in batches(queries_QD):
-        engine.search(batch, K, threads=int(threads))
-    rate = len(queries_QD) / (time.monotonic() - began)
-    before = resident()
-    second: Any = Index.restore(index_path)
-    for batch in batches(queries_QD):
-        second.search(batch, K, threads=int(threads))
-    return {
-        "queries_per_s": round(rate, 1),
-        **kept(before, resident(), len(engine)),
-        "open_s": round(opened - started, 4),
-        "first_answer_s": round(first - started, 4),
-        "rows": np.concatenate(found).tolist(),
-    }
+    found, figures = used(lambda: Index.restore(index_path), search, len, queries_QD, int(threads))
+    return {**figures, "rows": np.concatenate(found).tolist()}
 
 
 def open_index(index_path: str, vectors: str, queries: str, nprobe: str, refine: str, threads: str) -> dict[str, Any]:
     """Open an index as `faiss.read_index` does: seconds to the first answer, what stays resident, queries a second."""
     import faiss
 
+    def search(engine: Stock, batch: Matrix, threads: int) -> Matrix:
+        faiss.omp_set_num_threads(threads)
+        return engine.search(batch, K, int(nprobe), int(refine))
+
+    def opening() -> Stock:
+        return Stock(faiss.read_index(index_path), np.load(vectors, mmap_mode="r"))
+
     queries_QD = np.load(queries).astype(np.float32)
     faiss.omp_set_num_threads(1)
+    found, figures = used(opening, search, lambda engine: int(engine.index.ntotal), queries_QD, int(threads))
+    return {**figures, "rows": np.concatenate(found).tolist()}
+
+
+def used(
+    opening: Callable[[], Any],
+    search: Callable[[Any, Matrix, int], Any],
+    rows: Callable[[Any], int],
+    queries_QD: Matrix,
+    threads: int,
+) -> tuple[list[Any], dict[str, float]]:
+    """Open an index of any kind and search it: the answers to each batch, and its figures.
+
+    These are seconds to open and to the first answer (of one thread), queries a second, and the bytes a vector that a second
+    copy adds to the process, the stored vectors left out.
+
+    Args:
+        opening: opens it.
+        search: (the opened index, queries, threads) -> answers.
+        rows: how many vectors an opened index holds.
+        queries_QD: all queries.
+        threads: of the search.
+    """
     started = time.monotonic()
-    engine = Stock(faiss.read_index(index_path), np.load(vectors, mmap_mode="r"))
+    engine = opening()
     opened = time.monotonic()
-    engine.search(queries_QD[:1], K, int(nprobe), int(refine))
+    search(engine, queries_QD[:1], 1)
     first = time.monotonic()
-    faiss.omp_set_num_threads(int(threads))
-    found = [engine.search(batch, K, int(nprobe), int(refine)) for batch in batches(queries_QD)]
+    found = [search(engine, batch, threads) for batch in batches(queries_QD)]
     began = time.monotonic()
     for batch in batches(queries_QD):
-        engine.search(batch, K, int(nprobe), int(refine))
+        search(engine, batch, threads)
     rate = len(queries_QD) / (time.monotonic() - began)
-    before, second = resident(), Stock(faiss.read_index(index_path), np.load(vectors, mmap_mode="r"))
+    before = resident()
+    second = opening()
     for batch in batches(queries_QD):
-        second.search(batch, K, int(nprobe), int(refine))
-    return {
+        search(second, batch, threads)
+    return found, {
         "queries_per_s": round(rate, 1),
-        **kept(before, resident(), engine.index.ntotal),
+        "resident_bytes_per_vector": round((resident() - before) / max(1, rows(engine)), 1),
         "open_s": round(opened - started, 4),
         "first_answer_s": round(first - started, 4),
-        "rows": np.concatenate(found).tolist(),
     }
 
 
@@ -180,11 +193,6 @@ def resident() -> int:
         elif words[0] == "Rss:" and not stored:
             total += int(words[1]) << 10
     return total
-
-
-def kept(before: int, after: int, rows: int) -> dict[str, float]:
-    """What one more index adds to a process that searches already, bytes a vector, the stored vectors left out."""
-    return {"resident_bytes_per_vector": round((after - before) / max(1, rows), 1)}
 
 
 def main(arguments: list[str]) -> None:

@@ -24,7 +24,7 @@ from cluster.errors import BadInputError
 from cluster.session import SessionConfig
 from cluster.telemetry import say
 from jobs.bench import by_hand
-from jobs.bench.by_hand import K
+from jobs.bench.by_hand import K, batches
 from jobs.bench.probing import Measured, measured, measured_job
 from jobs.bench.truth import gallery_file, recall, say_table
 from jobs.bench.vectors import held_out
@@ -34,7 +34,6 @@ from manet.index import choose_factory, split_factory, training_rows
 from manet.search import Searcher
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
-_BATCH = 100
 
 
 class Config(SessionConfig):
@@ -234,5 +233,5 @@ def stock_factory(factory: str, dim: int) -> str:
 def found_rows(searcher: Searcher, queries_QD: Matrix, ids: list[str]) -> list[list[int]]:
     """Gallery rows of the answers of the project's searcher."""
     row_of = {name: row for row, name in enumerate(ids)}
-    batches = (queries_QD[at : at + _BATCH] for at in range(0, len(queries_QD), _BATCH))
-    return [[row_of[hit.image_id] for hit in hits] for batch in batches for hits in searcher.search(batch, K)]
+    found = (hits for batch in batches(queries_QD) for hits in searcher.search(batch, K))
+    return [[row_of[hit.image_id] for hit in hits] for hits in found]

@@ -12,14 +12,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.errors import JobFailedError
-from jobs.bench.by_hand import K, batches, kept, resident
+from jobs.bench.by_hand import K, used
 
 _EVERY = 0.2  # seconds between two looks at the memory
 _MIB = 1 << 20
@@ -130,29 +129,13 @@ def _tree(root: int) -> list[int]:
 def opened(uri: str, queries: str, nprobe: str, refine: str, threads: str) -> dict[str, Any]:
     """Open an index of this project: seconds to the first answer, what stays resident, queries a second."""
     from jobs.querying import open_index, open_searcher
+    from manet.search import Searcher
+
+    def opening() -> Searcher:
+        return open_searcher(open_index(uri), nprobe=int(nprobe), refine=int(refine), threads=int(threads))
 
     queries_QD = np.load(queries).astype(np.float32)
-    started = time.monotonic()
-    opening = partial(open_searcher, nprobe=int(nprobe), refine=int(refine), threads=int(threads))
-    searcher = opening(open_index(uri))
-    ready = time.monotonic()
-    searcher.search(queries_QD[:1], K)
-    first = time.monotonic()
-    for batch in batches(queries_QD):
-        searcher.search(batch, K)
-    began = time.monotonic()
-    for batch in batches(queries_QD):
-        searcher.search(batch, K)
-    rate = len(queries_QD) / (time.monotonic() - began)
-    before, second = resident(), opening(open_index(uri))
-    for batch in batches(queries_QD):
-        second.search(batch, K)
-    return {
-        "queries_per_s": round(rate, 1),
-        **kept(before, resident(), len(searcher)),
-        "open_s": round(ready - started, 4),
-        "first_answer_s": round(first - started, 4),
-    }
+    return used(opening, lambda searcher, batch, _: searcher.search(batch, K), len, queries_QD, int(threads))[1]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from cluster.errors import BadInputError, JobFailedError
+from cluster.local_s3 import free_ports
 from cluster.session import SessionConfig
 from cluster.storage import open_store
 from cluster.telemetry import say
@@ -114,9 +114,7 @@ def serving(index: str, *flags: str) -> Iterator[str]:
     Raises:
         JobFailedError: it does not come up.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "jobs", "serve", "--index", index, "--port", str(port), *flags]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     address, until = f"http://127.0.0.1:{port}", time.monotonic() + _START_S

@@ -13,6 +13,7 @@ from cluster.artifact import Artifact, open_artifact
 from cluster.errors import BadInputError, ClusterError
 from cluster.telemetry import say
 from jobs.parquet import read_parquet
+from jobs.postprocessing import OPTIONS
 from jobs.querying import QuerySpec, open_index, open_newest_searcher, query_spec
 from jobs.serving.refusals import Refusal
 from manet.errors import InputError, ManetError
@@ -41,7 +42,7 @@ class Edition:
     def processed(self) -> str:
         """What its scores went through beside the descriptors' cosine, in words; empty: nothing."""
         summary = self.index.manifest.summary
-        return ", ".join(f"{name} {summary[name]}" for name in ("whiten", "augment", "expand") if summary.get(name))
+        return ", ".join(f"{name} {summary[name]}" for name in OPTIONS if summary.get(name))
 
     def allow(self, categories: tuple[str, ...], ids: tuple[str, ...]) -> Allowed | None:
         """The rows that may answer; None: all.

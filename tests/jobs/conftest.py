@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.local_s3 import free_ports
 from manet.client import Client, ServiceError
 from tests.conftest import ROOT, Run
 from tests.jobs.helpers import summary_of
@@ -67,9 +67,7 @@ def service(served_index: Path, shop: Path) -> Iterator[Service]:
 
 def start_service(index: Path, *flags: str, **environ: str) -> tuple["subprocess.Popen[str]", str]:
     """`manet serve` on a free port, ready for requests."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "jobs", "serve", "--index", str(index), "--port", str(port), *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environ}
