@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -66,6 +67,8 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
             ray.init(address=address, logging_level=level, log_to_driver=debug)
         else:
             _start_local(config, level=level, debug=debug)
+    except SystemExit:  # Ray's own answer to SIGTERM while it starts
+        raise KeyboardInterrupt from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address:
             raise BadInputError(
@@ -78,7 +81,8 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
     try:
         yield
     finally:
-        ray.shutdown()
+        if not is_session_lost():  # it would ask them for a minute
+            ray.shutdown()
 
 
 def _start_local(config: SessionConfig, *, level: int, debug: bool) -> None:
@@ -108,6 +112,14 @@ def _start_local(config: SessionConfig, *, level: int, debug: bool) -> None:
             say(f"Ray did not start in time; trying again ({attempt} of {_STARTS - 1})")
         else:
             return
+
+
+def is_session_lost() -> bool:
+    """Whether Ray's own processes, which this process started, were ended: a signal to its whole group reaches them too."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return node is not None and not {"raylet", "gcs_server"}.isdisjoint(kind for kind, _ in node.dead_processes())
 
 
 def quiet(name: str) -> None:

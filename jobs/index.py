@@ -108,7 +108,7 @@ def run(config: Config) -> dict[str, Any]:
     rows = sum(part.rows for part in parts)
     if config.whiten > min(dim, rows - 1):
         raise BadInputError(
-            f"--whiten {config.whiten}: there are {rows} descriptors of {dim} dimensions; ask for fewer"
+            f"--whiten {config.whiten}: {rows} descriptors of {dim} dimensions can keep {min(dim, rows - 1)} at most"
         )
     stored_dim = config.whiten or dim
     chosen = _factory(config, rows, stored_dim)

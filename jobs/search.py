@@ -121,7 +121,9 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
     model = spec.open_model(config.model)
     allowed = searcher.allow(ids=wanted, categories=config.category or None) if config.ids or config.category else None
     if allowed is not None and not allowed.rows:
-        raise BadInputError(f"--category, --ids: no picture of {index.uri} passes the filter; nothing could answer")
+        unknown = sorted(set(config.category) - set(searcher.categories()))
+        what = f"--category {unknown[0]}: no such category" if unknown else "--category, --ids"
+        raise BadInputError(f"{what}: no picture of {index.uri} passes the filter; nothing could answer")
     describer = Describer(
         load_model(local_copy(model)),
         names=(spec.descriptor,),

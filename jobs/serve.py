@@ -22,12 +22,13 @@ from typing import Any
 from pydantic import Field
 
 from cluster.errors import BadInputError, JobFailedError
-from cluster.session import SessionConfig, joins_cluster, quiet, ray_session, require_resources
+from cluster.session import SessionConfig, is_session_lost, joins_cluster, quiet, ray_session, require_resources
 from cluster.telemetry import say
 from jobs.querying import open_index, query_spec
 from jobs.serving.settings import ServingConfig
 
 _NAME = "manet"
+_LOOK_S = 0.5  # in which Ray's processes end, where a signal reached them too
 _THROUGHPUT = (
     "RAY_SERVE_THROUGHPUT_OPTIMIZED"  # fewer hops between threads; for the replicas: a driver's handles want the other
 )
@@ -67,8 +68,12 @@ def run(config: Config) -> dict[str, Any]:
             host = f"[{host}]" if ":" in host else host
             say(f"serve: http://{host}:{config.port}/ answers from {index.uri}; Ctrl-C stops it")
             stop.wait()
-            say("serve: stopping; requests in hand are answered first")
-            _drain(config, gateways)
+            time.sleep(_LOOK_S)
+            if is_session_lost():
+                say("serve: the signal went to Ray's own processes too; requests in hand are lost")
+            else:
+                say("serve: stopping; requests in hand are answered first")
+                _drain(config, gateways)
         finally:
             if joins_cluster(config):  # a session of this machine alone ends with all that runs in it
                 serve.shutdown()
@@ -156,7 +161,7 @@ def _token_hashes(config: Config) -> frozenset[str]:
         try:
             listed = Path(config.tokens).read_text().splitlines()
         except (OSError, UnicodeDecodeError):
-            raise BadInputError(f"--tokens {config.tokens}: no such text file; it has one token a line") from None
+            raise BadInputError(f"--tokens {config.tokens}: it cannot be read; a text file, one token a line") from None
     else:
         listed = os.environ.get("MANET_TOKENS", "").split(",")
     tokens = {token.strip() for token in listed} - {""}

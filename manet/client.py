@@ -50,12 +50,17 @@ class Client:
         token: bearer token, where the service wants one.
         tries: of one request.
         seconds: time limit of one try.
+
+    Raises:
+        ServiceError: the address or the token cannot be one.
     """
 
     def __init__(self, address: str, *, token: str | None = None, tries: int = 5, seconds: float = 60.0) -> None:
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.hostname or not _has_port(parts):
             raise ServiceError(0, "address", f"{address!r} is no http:// or https:// address")
+        if token and not (token.isascii() and token.isprintable() and " " not in token):
+            raise ServiceError(0, "token", "the token holds a space, a line's end or a letter that no token has")
         self._parts, self._tries, self._seconds = parts, tries, seconds
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.retried = 0

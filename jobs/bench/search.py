@@ -34,6 +34,7 @@ from jobs.bench.probing import measured
 from jobs.bench.truth import recall, say_table
 from jobs.bench.vectors import held_out
 from jobs.inputs import cache_folder
+from jobs.postprocessing import OPTIONS
 from jobs.querying import open_index, open_searcher, read_descriptors
 from manet.exact import exact_search
 from manet.search import Searcher
@@ -81,6 +82,11 @@ class Engines:
         if built_from is None or built_from.sha256 != descriptors.sha256 or index.manifest.number != 1:
             raise BadInputError(
                 f"--index {index.uri} is not version 1 of an index that was built from {descriptors.uri}"
+            )
+        if processed := [f"--{name}" for name in OPTIONS if index.manifest.summary.get(name)]:
+            raise BadInputError(
+                f"--index {index.uri} was built with {', '.join(processed)}: its answers are not those of {descriptors.uri} "
+                "itself, which they are measured against here; give an index without"
             )
         self.index, self.folder = index, folder
         self.merged, self.vectors = folder / "merged.faiss", folder / "vectors.npy"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -80,7 +80,8 @@ def _errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return answer(Refusal(422, "invalid", f"{where}: {first['msg']}"))
+        what = "send a file, as curl -F picture=@photo.jpg does" if "UploadFile" in first["msg"] else first["msg"]
+        return answer(Refusal(422, "invalid", f"{where}: {what}"))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:  # which is raised again, for the guard to log
@@ -94,8 +95,31 @@ def _errors(app: FastAPI) -> None:
         return found
 
 
+async def _known_fields(request: Request) -> None:
+    """Refuse a field that the route does not have: a filter that is misspelt must not pass for none.
+
+    Raises:
+        Refusal: there is one.
+    """
+    route = request.scope["route"].dependant
+    known = {field.alias for field in route.body_params}
+    unknown = [name for name in await request.form() if name not in known]
+    unknown += [f"{name} (in the address)" for name in request.query_params]
+    if unknown:
+        raise Refusal(
+            422, "unknown_field", f"There is no field {unknown[0]}; the form's are {', '.join(sorted(known))}."
+        )
+
+
 def _searches(app: FastAPI, service: "Gateway") -> None:
-    @app.post("/v1/search", responses=_problems(400, 404, 411, 413, 415, 422, 429, 502), operation_id="search")
+    known = [Depends(_known_fields)]
+
+    @app.post(
+        "/v1/search",
+        dependencies=known,
+        responses=_problems(400, 404, 411, 413, 415, 422, 429, 502),
+        operation_id="search",
+    )
     async def search(
         picture: Annotated[UploadFile | None, File(description="A picture: JPEG, PNG, WebP, GIF, BMP or TIFF.")] = None,
         id: Annotated[str | None, Form(max_length=1024, description="Or a picture of the gallery.")] = None,
@@ -124,7 +148,12 @@ def _searches(app: FastAPI, service: "Gateway") -> None:
         )
         return await service.search(serving.Query(picture=data, image_id=id, url=url), wish)
 
-    @app.post("/v1/search:batch", responses=_problems(400, 411, 413, 415, 422, 429), operation_id="searchBatch")
+    @app.post(
+        "/v1/search:batch",
+        dependencies=known,
+        responses=_problems(400, 411, 413, 415, 422, 429),
+        operation_id="searchBatch",
+    )
     async def batch(
         picture: Annotated[list[UploadFile], File(description="Pictures.")] = [],  # noqa: B006
         id: Annotated[list[str], Form(description="And pictures of the gallery.")] = [],  # noqa: B006
@@ -197,11 +226,13 @@ def _operations(app: FastAPI, service: "Gateway") -> None:
         """Recall against cost of every setting that was tried when the index was tuned."""
         return Response(await service.recall_plot(), media_type="image/png", headers={"Cache-Control": _KEEP})
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", operation_id="health")
     async def health() -> Health:
         """The gateway lives."""
         return Health(status="ok")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", operation_id="ready")
     async def ready() -> Health:
         """Pictures can be searched with."""
@@ -214,6 +245,7 @@ def _operations(app: FastAPI, service: "Gateway") -> None:
 
 
 def _page(app: FastAPI) -> None:
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})

@@ -39,6 +39,7 @@ _T = TypeVar("_T")
 _TRIES = 4  # of describing a picture, when replicas are lost
 _PAIRS = 5  # of regions shown
 _AT_ONCE = 8  # pictures of one batch in hand
+_FRESH_S = 5.0  # for so long after an embedder's answer one more is taken for granted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,8 @@ class Gateway:
         self.gallery = Gallery(config.index, nprobe=config.nprobe, refine=config.refine)
         bounded = settings.pictures.model_copy(update={"max_pixels": config.max_pixels})
         self._decoders = Decoders(bounded, config.decoders, config.picture_seconds)
-        self._looks = Decoders(bounded.model_copy(update={"size": SIDES[-1]}), 1, config.picture_seconds)
+        shown = settings.pictures.model_copy(update={"size": SIDES[-1]})  # the gallery's own: no upload's limit
+        self._looks = Decoders(shown, 1, config.picture_seconds)
         self._decoders.start()
         self._looks.start()
         self._images = Images()
@@ -99,6 +101,7 @@ class Gateway:
         self._show_version()
         self._refreshing: asyncio.Task[None] | None = None
         self._guard: Guard | None = None
+        self._answered = float("-inf")  # when an embedder last did
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401 - the name that Ray Serve calls
         """The API behind its guard; called by Ray Serve once."""
@@ -140,6 +143,8 @@ class Gateway:
         """
         if present(self._guard).stopping:
             raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
+        if time.monotonic() - self._answered < _FRESH_S:
+            return  # under load a question of its own would wait behind the pictures
         try:
             async with asyncio.timeout(5):
                 await self._embedder.dim.remote()
@@ -306,6 +311,7 @@ class Gateway:
                 self.metrics.retries.inc()
                 await asyncio.sleep(0.2 * attempt)
                 continue
+            self._answered = time.monotonic()
             if seen is None:
                 raise of_picture(DEAD)
             self.metrics.batch.observe(seen.batch)

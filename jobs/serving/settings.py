@@ -1,11 +1,14 @@
 """How a service runs and what it refuses: fields that become flags of `manet serve`."""
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MIB = 1 << 20
 SIDES = (128, 256, 512)  # of an item's image, px
 MOST_ANSWERS = 100
 MOST_PICTURES = 32  # of one batch
+_ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
 
 
 class ServingConfig(BaseModel):
@@ -44,9 +47,17 @@ class ServingConfig(BaseModel):
     allow_url: bool = False
     """Let a search name its picture by an https:// URL; only public addresses are fetched."""
     cors_origin: tuple[str, ...] = ()
-    """Origin whose pages may call the API, e.g. https://shop.example; default: none."""
+    """Origin whose pages may call the API, e.g. https://shop.example, or * for every one; default: none."""
     refresh_seconds: float = Field(default=5.0, gt=0)
     """Seconds between two looks for a new version of the index."""
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _origins(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in given:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: scheme and host, as https://shop.example, without a path")
+        return given
 
     @property
     def max_body(self) -> int:

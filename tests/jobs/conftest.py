@@ -65,12 +65,18 @@ def service(served_index: Path, shop: Path) -> Iterator[Service]:
     assert "Traceback" not in said
 
 
-def start_service(index: Path, *flags: str, **environ: str) -> tuple["subprocess.Popen[str]", str]:
-    """`manet serve` on a free port, ready for requests."""
+def start_service(index: Path, *flags: str, group: bool = False, **environ: str) -> tuple["subprocess.Popen[str]", str]:
+    """`manet serve` on a free port, ready for requests; as the leader of a process group of its own, if so asked."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "jobs", "serve", "--index", str(index), "--port", str(port), *flags]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environ}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        start_new_session=group,
     )
     address, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
     while time.monotonic() < until:

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.artifact import open_artifact
 from cluster.errors import BadInputError
 from cluster.session import SessionConfig, ray_session
 from jobs import dedup, index, living
+from jobs.bench import search as bench_search
+from jobs.bench.search import Engines
 from jobs.querying import open_index, open_searcher
 from manet.errors import InputError
 from manet.whitening import learn_whitening, whiten
@@ -76,7 +79,9 @@ def test_whitening_is_that_of_the_singular_values(gallery: Matrix) -> None:
 
 
 def test_whitening_refuses_what_it_cannot_do(gallery: Matrix, tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match=f"--whiten 17: there are {ROWS} descriptors of {DIM} dimensions"):
+    with pytest.raises(
+        BadInputError, match=f"--whiten 17: {ROWS} descriptors of {DIM} dimensions can keep {DIM} at most"
+    ):
         built(tmp_path, gallery, whiten=17)
     flat = gallery.copy()
     flat[:, 3:] = 0
@@ -103,6 +108,9 @@ def test_an_index_of_all_three(gallery: Matrix, tmp_path: Path) -> None:
     summary = open_index(out).manifest.summary
     assert (summary["whiten"], summary["augment"], summary["expand"], summary["dim"]) == (WIDE, NEAR, BEST, WIDE)
     assert not list(Path(out).glob("*plain*"))
+    plain = open_artifact(str(tmp_path / "gallery"), "descriptors")
+    with pytest.raises(BadInputError, match="was built with --whiten, --augment, --expand"):
+        Engines(bench_search.Config(index=out, descriptors=plain.uri), open_index(out), plain, tmp_path)
     new = vectors_of(30, 9, spread=0.5)
     added = describe(tmp_path / "new", [f"b{row:04d}" for row in range(30)], new)
     living.add(living.AddConfig(index=out, descriptors=added))

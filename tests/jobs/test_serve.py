@@ -139,6 +139,12 @@ def test_what_cannot_be_used_is_named(service: Service) -> None:
     _refused(service, 422, "invalid", whole, k="0")
     _refused(service, 422, "invalid", whole, k="1000000")
     _refused(service, 422, "invalid", whole, explain="x")
+    with pytest.raises(ServiceError, match=r"invalid: picture: send a file, as curl -F picture=@photo.jpg does"):
+        Client(service.address, tries=1)._post("/v1/search", [("picture", "photo.jpg")])
+    _refused(service, 422, "unknown_field", whole, categories="lipstick")
+    form = "application/x-www-form-urlencoded"
+    status, _, body = _raw(service, "POST", "/v1/search?k=3", content_type=form, content_length="0")
+    assert status == 422 and "k (in the address)" in json.loads(body)["error"]["message"]
 
 
 def test_bodies_are_bounded_before_they_are_read(service: Service) -> None:
@@ -188,6 +194,7 @@ def test_every_answer_has_security_headers(service: Service) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["referrer-policy"] == "no-referrer" and "access-control-allow-origin" not in headers
+    assert [_raw(service, "HEAD", path)[0] for path in ("/", "/healthz", "/readyz")] == [200] * 3
     page = _raw(service, "GET", "/")[2].decode()
     assert not re.search(r"https?://|<style|style=|onclick", page)
 
@@ -223,6 +230,10 @@ def test_bad_usage_is_one_line(manet: Run, service: Service, tmp_path: Path) -> 
     assert_refused(manet("serve", "--index", tmp_path / "none"), 2, str(tmp_path / "none"))
     port = str(urlsplit(service.address).port)
     assert_refused(manet("serve", "--index", service.index, "--port", port), 2, f"--port {port}", "choose another")
-    flags = ("--index", service.index, "--tokens", tmp_path / "none.txt")
-    assert_refused(manet("serve", *flags), 2, "--tokens", "no such text file")
+    for flag, given, words in (
+        ("--tokens", tmp_path / "none.txt", "cannot be read"),
+        ("--tokens", tmp_path, "cannot be read"),
+        ("--cors-origin", "shop.example/x", "'shop.example/x' is no origin"),
+    ):
+        assert_refused(manet("serve", "--index", service.index, flag, given), 2, flag, words)
     assert_refused(manet("serve", "--index", service.index, "--k", "3"), 2, "No such option")

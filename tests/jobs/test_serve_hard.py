@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import json
 import os
 import random
 import signal
@@ -117,8 +118,9 @@ def test_hostile_uploads(service: Service, count: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_versions_and_lost_replicas_under_load(manet: Run, service: Service, tmp_path: Path) -> None:
-    """Ten new versions and five killed embedders: what a client sees is answers; it tries again what was lost."""
-    process, address = start_service(service.index, "--embedders", "2", "--refresh-seconds", "0.3", "--ray-cpus", "3")
+    """Ten new versions, five killed embedders, two killed gateways: a client sees answers; it tries again what was lost."""
+    flags = ("--embedders", "2", "--gateways", "2", "--refresh-seconds", "0.3", "--ray-cpus", "3")
+    process, address = start_service(service.index, *flags)
     queries, stop = service.queries(), threading.Event()
     failures: list[str] = []
     counts = {"answered": 0, "retried": 0}
@@ -139,13 +141,14 @@ def test_versions_and_lost_replicas_under_load(manet: Run, service: Service, tmp
     for thread in threads:
         thread.start()
     try:
-        killed = 0
+        killed = {"Embedder": 0, "Gateway": 0}
         for number in range(10):
             (tmp_path / "ids.txt").write_text(service.gallery()[20 + number].stem)
-            flags = ("--index", service.index, "--ids", tmp_path / "ids.txt")
-            summary_of(manet("index", "delete", *flags))
-            if number % 2:
-                killed += _kill_embedder(process.pid)
+            which = ("--index", service.index, "--ids", tmp_path / "ids.txt")
+            summary_of(manet("index", "delete", *which))
+            victim = "Embedder" if number % 2 else "Gateway" if number % 3 == 0 else ""
+            if victim:
+                killed[victim] += _kill_replica(process.pid, victim)
                 time.sleep(5)
         until = time.monotonic() + 60
         newest = Client(address).index()["version"]
@@ -157,18 +160,28 @@ def test_versions_and_lost_replicas_under_load(manet: Run, service: Service, tmp
             thread.join()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-    assert killed == 5
+    assert killed == {"Embedder": 5, "Gateway": 2}
     assert not failures, failures[:3]
     assert len(versions) >= 8 and newest in versions
     assert counts["answered"] > 100
     print(counts, sorted(versions))  # noqa: T201 - shown by pytest -s
 
 
-def _kill_embedder(driver: int) -> int:
-    """End one embedder by SIGKILL."""
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_ends_it_soon(service: Service) -> None:
+    """`timeout`, or a service manager: Ray's own processes get the signal too."""
+    process, _ = start_service(service.index, group=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, said = process.communicate(timeout=20)
+    assert process.returncode == 0, said
+    assert json.loads(out.splitlines()[-1])["kind"] == "serve" and "Ray's own processes" in said
+
+
+def _kill_replica(driver: int, kind: str) -> int:
+    """End one replica by SIGKILL."""
     for each in psutil.Process(driver).children(recursive=True):
         line = " ".join(each.cmdline())
-        if "ServeReplica" in line and "Embedder" in line:
+        if "ServeReplica" in line and kind in line:
             os.kill(each.pid, signal.SIGKILL)
             return 1
     return 0

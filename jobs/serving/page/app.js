@@ -129,7 +129,10 @@ async function readAddress() {
   const hash = new URLSearchParams(location.hash.slice(1));
   tab(location.hash === "#index" ? "index" : "search", false);
   const id = hash.get("id");
-  if (!id) return;
+  if (!id) {
+    if (state.query?.id && location.hash !== "#index") query.clear(); // back to where nothing was asked yet
+    return;
+  }
   setCategories(hash.getAll("category"));
   byId("k").value = hash.get("k") ?? "7";
   byId("rerank").checked = hash.get("rerank") !== "false";
