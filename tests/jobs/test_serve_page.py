@@ -138,6 +138,10 @@ def test_a_link_shows_the_same_search(browser: Browser, service: Service) -> Non
     expect(page.locator("#query-picture")).to_have_attribute("alt", titles[0])
     page.go_back()
     expect(page.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
+    page.go_back()
+    page.go_back()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator(".answer").first).to_be_hidden()
     assert not faults
 
 
