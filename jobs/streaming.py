@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -28,13 +28,9 @@ from jobs.config import deciding, how
 from jobs.inputs import Table, local_copy
 from jobs.pictures import check_rejects
 from jobs.planning import Ask, Node, Plan, Unit, cut, fit
-from jobs.workers import COUNTED, Describe, Fetch
+from jobs.workers import COUNTED, Describe, Fetch, ModelActor
 from manet.images import PictureConfig
 from manet.names import DescriptorName
-
-if TYPE_CHECKING:
-    pass
-
 
 PARTS = "parts.json"  # in the folder of a run: how many rows and parts there will be, for `manet status`
 
@@ -225,23 +221,45 @@ def stream(
         writer: the store of the artifact, and the hash of its claim.
         board: where workers report what they are at, or None.
     """
+    plan, pictures = plan_of(config, len(todo)), picture_config(model, config.size)
+    fetch = (Fetch, (table, pictures, config)) if plan.decoders else None
+    describe = (Describe, (table, pictures, model, writer, names, config, board))
+    yield from flow(todo, plan, config, fetch=fetch, describe=describe)
+
+
+def flow(
+    todo: list[Unit],
+    plan: Plan,
+    config: DescribeConfig,
+    *,
+    fetch: "tuple[type[Fetch], tuple[Any, ...]] | None",
+    describe: tuple[type[ModelActor], tuple[Any, ...]],
+) -> Iterator[dict[str, Any]]:
+    """Send units through actors on the running session; yields what the model actors return.
+
+    Args:
+        todo: the units.
+        plan: how many actors.
+        config: what Ray books for each of them, and how many units a model actor holds.
+        fetch: class and arguments of the decode actors; None: there are none.
+        describe: class and arguments of the model actors.
+    """
     import ray
     from ray.data import ActorPoolStrategy
 
     configure_data()
-    plan, pictures = plan_of(config, len(todo)), picture_config(model, config.size)
     rows = [{"index": unit.index, "start": unit.start, "stop": unit.stop} for unit in todo]
     stream: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
-    if plan.decoders:
+    if fetch is not None:
         stream = stream.map(
-            cast(Any, Fetch),
-            fn_constructor_args=(table, pictures, config),
+            cast(Any, fetch[0]),
+            fn_constructor_args=fetch[1],
             compute=ActorPoolStrategy(size=plan.decoders),
             num_cpus=config.decode_cpus,
         )
     stream = stream.map(
-        cast(Any, Describe),
-        fn_constructor_args=(table, pictures, model, writer, names, config, board),
+        cast(Any, describe[0]),
+        fn_constructor_args=describe[1],
         compute=ActorPoolStrategy(
             min_size=plan.models,
             max_size=plan.models_max,

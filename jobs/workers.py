@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +35,9 @@ from manet.tables import REJECTS, descriptor_column
 
 if TYPE_CHECKING:
     from jobs.streaming import DescribeConfig
-    from manet.describe import Described, Describer
+    from manet.describe import Describer
 
+Array = np.ndarray[Any, np.dtype[Any]]
 COUNTED = (
     "rows", "rejects", "retries", "restarts", "halvings",
     "fetch_s", "decode_s", "load_s", "wait_model_s", "model_s", "idle_s", "write_s", "fetch_bytes", "write_bytes",
@@ -64,55 +66,76 @@ class Fetch:
         return {**row, "pixels": loaded.pixels, "loaded": json.dumps(rest), "failure": ""}
 
 
-class Describe:
-    """Model actor: a unit's rows or pictures -> its part and its rejects in the store, then its receipt."""
+class Loads(Protocol):
+    """What loads the pictures of a model actor: `jobs.loading.Loader`."""
+
+    @property
+    def restarts(self) -> int:
+        """What had to be started again."""
+
+    def load(self, start: int, stop: int) -> Loaded:
+        """Rows start..stop."""
+
+    def waits_for(self) -> str:
+        """What a load that is going on waits for."""
+
+
+class Found(Protocol):
+    """Descriptors of pictures: `manet.describe.Described`."""
+
+    @property
+    def vectors(self) -> Mapping[DescriptorName, Array]:
+        """Descriptors by name, [N, D]."""
+
+    @property
+    def dead(self) -> Array:
+        """Pictures that have none, bool [N]."""
+
+
+class Describes(Protocol):
+    """The model of a model actor: `manet.describe.Describer`."""
+
+    halvings: int
+
+    def describe(self, pixels_NSS3: Array, /) -> Found:
+        """Pictures -> descriptors."""
+
+
+class ModelActor:
+    """A unit's rows or pictures -> its part and its rejects in the store, then its receipt.
+
+    Args:
+        writer: the store of the artifact, and the hash of its claim.
+        board: where it reports what it is at, or None.
+        model: makes the model, in the thread that will run it.
+        loader: makes what loads the pictures; None: units come with their pictures.
+    """
 
     def __init__(
         self,
-        table: Table,
-        pictures: PictureConfig,
-        model: Artifact,
         writer: tuple[Store, str],
-        names: tuple[DescriptorName, ...],
-        config: "DescribeConfig",
-        board: Any = None,  # noqa: ANN401 - a handle of a Ray actor
+        board: Any,  # noqa: ANN401 - a handle of a Ray actor
+        *,
+        model: Callable[[], Describes],
+        loader: Callable[[], Loads] | None,
     ) -> None:
         self._store, self._claim = writer
         self._metrics = Metrics()
         self._at: dict[int, str] = {}  # unit -> stage that it is in
         self._ended = 0.0  # when the model last ended a unit
         self._counted = {"requests": 0, "decoders": 0}
-        self._names, self._config = names, config
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="model")  # one thread: one pool of torch's own
         self._turn, self._counting = threading.Lock(), threading.Lock()
         self._failure = ""
-        self._loader: Loader | None = None
+        self._loader: Loads | None = None
         try:
-            if not config.decode_actors:
-                self._loader = make_loader(table, pictures, config)
-            self._describer = self._computing.submit(self.load, model, names, config).result()
+            if loader is not None:
+                self._loader = loader()
+            self._describer = self._computing.submit(model).result()
         except (ClusterError, ManetError) as error:
             self._failure = str(error)
         if board is not None:
             keep_reporting(board, f"{socket.gethostname()}:{os.getpid()}", self._stages)
-
-    @staticmethod
-    def load(model: Artifact, names: tuple[DescriptorName, ...], config: "DescribeConfig") -> "Describer":
-        """The describer of this process, with its threads bounded."""
-        import torch
-
-        from manet.checkpoint import load_model
-        from manet.describe import Describer
-
-        torch.set_num_threads(max(1, int(config.model_cpus)))
-        return Describer(
-            load_model(local_copy(model)),
-            names=names,
-            device="cuda" if config.model_gpus > 0 else "cpu",
-            batch_size=config.batch_size,
-            precision=config.precision,
-            compiled=config.compile,
-        )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Counts of a unit that is done; or its failure."""
@@ -172,7 +195,7 @@ class Describe:
         rest["pictures"] = [tuple(pair) for pair in rest["pictures"]]
         return Loaded(pixels=row["pixels"], **rest)
 
-    def _described(self, loaded: Loaded) -> "tuple[Described, dict[str, float]]":
+    def _described(self, loaded: Loaded) -> tuple[Found, dict[str, float]]:
         """Descriptors; seconds that the model took, and seconds that it had nothing to do before."""
         began = time.monotonic()
         idle = began - self._ended if self._ended else 0.0
@@ -182,7 +205,7 @@ class Describe:
         self._describer.halvings = 0
         return described, spent
 
-    def _write(self, unit: Unit, loaded: Loaded, described: "Described") -> dict[str, float]:
+    def _write(self, unit: Unit, loaded: Loaded, described: Found) -> dict[str, float]:
         pictures = loaded.pictures
         dead = [pair for pair, is_dead in zip(pictures, described.dead, strict=True) if is_dead]
         rejects = loaded.rejects + [reject_row(image_id, uri, "describe", DEAD) for image_id, uri in dead]
@@ -198,7 +221,42 @@ class Describe:
         return {**counts, "write_bytes": float(sum(part.bytes for part in receipt.parts))}
 
 
-def _part_bytes(ids: list[str], vectors: Mapping[DescriptorName, np.ndarray[Any, np.dtype[Any]]]) -> bytes:
+class Describe(ModelActor):
+    """Model actor of the jobs: MANet on pictures of a table, which it loads itself unless there are decode actors."""
+
+    def __init__(
+        self,
+        table: Table,
+        pictures: PictureConfig,
+        model: Artifact,
+        writer: tuple[Store, str],
+        names: tuple[DescriptorName, ...],
+        config: "DescribeConfig",
+        board: Any = None,  # noqa: ANN401 - a handle of a Ray actor
+    ) -> None:
+        loader = None if config.decode_actors else partial(make_loader, table, pictures, config)
+        super().__init__(writer, board, model=partial(self.load, model, names, config), loader=loader)
+
+    @staticmethod
+    def load(model: Artifact, names: tuple[DescriptorName, ...], config: "DescribeConfig") -> "Describer":
+        """The describer of this process, with its threads bounded."""
+        import torch
+
+        from manet.checkpoint import load_model
+        from manet.describe import Describer
+
+        torch.set_num_threads(max(1, int(config.model_cpus)))
+        return Describer(
+            load_model(local_copy(model)),
+            names=names,
+            device="cuda" if config.model_gpus > 0 else "cpu",
+            batch_size=config.batch_size,
+            precision=config.precision,
+            compiled=config.compile,
+        )
+
+
+def _part_bytes(ids: list[str], vectors: Mapping[DescriptorName, Array]) -> bytes:
     """A part: `descriptor` for one descriptor, `descriptor_NAME` for each of several."""
     single = len(vectors) == 1
     columns = {"descriptor" if single else f"descriptor_{name}": descriptor_column(v) for name, v in vectors.items()}
