@@ -43,6 +43,7 @@ JOBS: dict[str, str] = {
     "report": "what the jobs wrote -> one self-contained page",
     "pipeline": "catalog + queries -> all of the above and a report",
     "serve": "index -> HTTP API and search page, until it is stopped",
+    "plan": "pictures + nodes + measured rates + prices -> hours, cost, storage, the bottleneck",
     "bench": "rates of this installation against the machine's own ceiling",
 }
 

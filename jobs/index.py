@@ -21,6 +21,7 @@ Later changes write the next version of the index, whole or not at all; readers 
   manet index prune --index s3://shop/index --keep 2
 """
 
+import time
 from functools import partial
 from typing import Any, ClassVar
 
@@ -156,6 +157,7 @@ def _build(
     limit = shard_limit(config.shard_rows, factory)
     shards, first = cut_shards(parts, limit), list[Part]()
     with ray_session(config):
+        began = time.monotonic()
         if config.whiten:
             first += learned_whitening(writer.store, source, parts, config.whiten, config.seed).parts
             source = whitened(writer.draft(first, {}), source)
@@ -163,12 +165,14 @@ def _build(
         trained = trained_quantizer(writer.store, TRAINED, source, parts, training, query_blobs(descriptors))
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
         first += trained.parts
+        trained_at = time.monotonic()
         steps = cut_shards(parts, limit, f"{SHARD}-plain") if config.augment else []  # here a row finds its neighbours
         if steps and not all(finished_unit(writer.store, shard.name) for shard in shards):
             plain = build_shards(writer.store, quantizer, dim, source, steps, "index, plain")
             draft = writer.draft([*first, *parts_of(plain)], {"factory": factory, "dim": dim})
             source = AugmentedRows(source, draft, config.augment, inside=True)
         receipts = build_shards(writer.store, quantizer, dim, source, shards, "index")
+        spent = {"train_s": round(trained_at - began, 2), "fill_s": round(time.monotonic() - trained_at, 2)}
         summary = {
             **shard_summary(receipts),
             "dim": dim,
@@ -182,7 +186,7 @@ def _build(
         tuning = tune(index, config, queries, seed=config.seed)
     drop_units(writer.store, [step.name for step in steps])
     put_unit(writer.store, REPORT, tuning_files(tuning, summary))
-    summary |= tuning.summary() if tuning else EXACT
+    summary |= (tuning.summary() if tuning else EXACT) | spent
     return [*([WHITENING] if config.whiten else []), TRAINED, *(shard.name for shard in shards), REPORT], summary
 
 

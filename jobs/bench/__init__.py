@@ -2,6 +2,7 @@
 
   manet bench extract --model run/model --catalog shop/catalog --pictures 512
   manet bench decode --catalog shop/catalog
+  manet bench coordination --actors 64 --rate 100 --rate 1000
   manet bench vectors --rows 500000 --dim 1280 --out bench/vectors
   manet bench index --descriptors bench/vectors
   manet bench search --index bench/index --descriptors bench/vectors --out bench/search
@@ -11,11 +12,12 @@
 Every figure is a ratio of rates measured in one run on the same cores.
 """
 
-from jobs.bench import decode, dedup, extract, index, search, serve, vectors
+from jobs.bench import coordination, decode, dedup, extract, index, search, serve, vectors
 
 COMMANDS = {
     "extract": (extract.Config, extract.run),
     "decode": (decode.Config, decode.run),
+    "coordination": (coordination.Config, coordination.run),
     "vectors": (vectors.Config, vectors.run),
     "index": (index.Config, index.run),
     "dedup": (dedup.Config, dedup.run),

@@ -28,6 +28,7 @@ from jobs.bench.probing import tree_cpu_seconds
 from jobs.inputs import Table, local_copy, open_model, open_table
 from jobs.loading import Loader
 from jobs.pictures import fetch_picture
+from jobs.rates import DecodeRate, Rates, add_rates, origin
 from manet.errors import PictureError
 from manet.images import PictureConfig, decode
 
@@ -48,6 +49,8 @@ class Config(SessionConfig):
     """Rounds, the two ways in turn; the best of each counts."""
     model: str = ""
     """Model artifact to compare descriptors with; default: they are not compared."""
+    rates: str = ""
+    """File to write the rate into, for `manet plan`; default: it is printed only."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -74,6 +77,10 @@ def run(config: Config) -> dict[str, Any]:
         "read_images_per_cpu_s": round(max(stock), 2),
         "ratio": round(max(own) / max(stock), 3),
     }
+    if config.rates:
+        size = float(np.mean([os.path.getsize(uri.removeprefix("file://")) for uri in uris]))  # noqa: PTH202
+        rate = DecodeRate(origin=origin(), size=config.size, pictures_per_cpu_s=max(own), picture_bytes=size)
+        add_rates(config.rates, Rates(decode=rate))
     say(f"{found['pictures_per_cpu_s']} pictures a CPU-second, read_images {found['read_images_per_cpu_s']}")
     return {**found, **(_cosines(config, uris, pictures) if config.model else {})}
 

@@ -30,6 +30,7 @@ from jobs.inputs import Table, open_model, open_table
 from jobs.loading import FETCHES
 from jobs.pictures import load_picture
 from jobs.planning import cut
+from jobs.rates import ModelRate, Rates, add_rates, origin
 from jobs.streaming import DescribeConfig, picture_config, stream
 from jobs.workers import Describe, make_loader
 from manet.errors import PictureError
@@ -54,6 +55,8 @@ class Config(DescribeConfig):
     """Descriptor to compute."""
     out: str = ""
     """Folder for `extract.json` and `extract.png`; default: nothing is written."""
+    rates: str = ""
+    """File to write the model's rate into, for `manet plan`; default: it is printed only."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -74,6 +77,18 @@ def run(config: Config) -> dict[str, Any]:
         loop = _together(config, workers, _loop(config, table, model, workers, rows))
         loader = _together(config, workers, _loader(config, table, model, workers, rows))
         store = _together(config, workers, _reads(table, workers, rows))
+        device = next(iter(run_tasks(_device, [config.model_gpus], gpus=config.model_gpus)))
+    if config.rates:
+        part_s = config.part_rows * workers * (1 / bare + 1 / loader)  # of the first part, which the start-up holds too
+        measured = ModelRate(
+            origin=origin("" if device == "cpu" else device),
+            device=device,
+            size=picture_config(model, config.size).size,
+            pictures_per_s=bare / workers,
+            descriptor_bytes=job["write_bytes"] / rows,
+            start_s=max(0.0, job["start_up"] - part_s),
+        )
+        add_rates(config.rates, Rates(models={device: measured}))
     rates = {"bare_model": bare, "dataloader_loop": loop, "decode_alone": loader, "reads_alone": store}
     found = {
         "kind": "bench",
@@ -116,13 +131,22 @@ def _bare(config: Config, table: Table, model: Artifact, workers: int, rows: int
     return float(sum(done / (stop - start) for start, stop, done in spans))
 
 
+def _device(gpus: float) -> str:
+    """What the model runs on: `cpu`, or the GPU's name."""
+    if not gpus:
+        return "cpu"
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
 def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dict[str, float]:
-    """Steady rate of the stream, and the seconds to its first finished part."""
+    """Steady rate of the stream, the seconds to its first finished part, sums over all parts."""
     with tempfile.TemporaryDirectory() as scratch:
         writer = ArtifactWriter.open(f"{scratch}/out", "descriptors", config={}, claimed=(), inputs={})
         started = time.monotonic()
         marks = []
-        done, sums = 0, dict.fromkeys(_STAGES, 0.0)
+        done, sums = 0, dict.fromkeys((*_STAGES, "write_bytes"), 0.0)
         for counts in stream((writer.store, writer.claim_sha256), table, model, config, (config.descriptor,), units):
             done += int(counts["rows"] + counts["rejects"])
             marks.append((time.monotonic(), done))

@@ -28,7 +28,9 @@ from jobs.bench.by_hand import K, batches
 from jobs.bench.probing import Measured, measured, measured_job
 from jobs.bench.truth import gallery_file, recall, say_table
 from jobs.bench.vectors import held_out
+from jobs.costing import cells_of
 from jobs.querying import open_index, open_searcher
+from jobs.rates import IndexRate, Rates, add_rates, origin
 from manet.exact import exact_search
 from manet.index import choose_factory, split_factory, training_rows
 from manet.search import Searcher
@@ -65,6 +67,8 @@ class Config(SessionConfig):
     """Python with usearch (a graph, HNSW), which is measured too; default: it is left out."""
     autofaiss_memory: str = "1G"
     """Most memory of autofaiss's index."""
+    rates: str = ""
+    """File to write the project's rates into, for `manet plan`; default: they are printed only."""
 
 
 class Bench:
@@ -117,7 +121,31 @@ class Bench:
         found = found_rows(searcher, self.queries_QD, self.ids)
         row = self._row("manet index", factory, run, opened, run.result["seconds"])
         row |= {"recall@7": recall(found, self.truth), "raw_recall@7": None, "raw_queries_per_s": None}
+        if config.rates:
+            self._write_rates(run, str(out), factory, row["resident_bytes_per_vector"])
         return row, nprobe, refine
+
+    def _write_rates(self, run: Measured, index: str, factory: str, resident: float) -> None:
+        """CPU-seconds of training and filling (each CPU that was given counts as busy), bytes a vector.
+
+        Raises:
+            BadInputError: the index has no cells.
+        """
+        config, cells = self.config, cells_of(factory)
+        if not cells:
+            raise BadInputError(f"--rates: {factory} has no cells to reckon with; measure more rows")
+        stored = sum(part.bytes for part in open_index(index).manifest.parts)
+        rate = IndexRate(
+            origin=origin(),
+            rows=self.rows,
+            dim=self.dim,
+            cells=cells,
+            train_cpu_s=run.result["train_s"] * config.threads,
+            fill_cpu_s=run.result["fill_s"] * config.threads,
+            stored_bytes=stored / self.rows,
+            resident_bytes=resident,
+        )
+        add_rates(config.rates, Rates(index=rate))
 
     def stock(self, factory: str, nprobe: int, refine: int) -> dict[str, Any]:
         """Build with faiss by hand, open, search."""
