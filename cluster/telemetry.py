@@ -18,6 +18,22 @@ from rich.progress import (
 )
 
 LOG_EVERY_S = 10.0
+COUNTERS = {
+    "pictures": "Pictures that are done, by kind: rows or rejects.",
+    "stage_seconds": "Seconds that workers spent, by stage.",
+    "stage_bytes": "Bytes moved, by stage.",
+    "restarts": "What had to be done again, by kind: requests to the store, decode processes.",
+}
+GAUGES = {
+    "stage_done": "What a running job's stage has done, in its unit.",
+    "stage_total": "What a running job's stage has to do in all, in its unit.",
+}
+
+
+def exported() -> dict[str, frozenset[str]]:
+    """This project's metrics as Prometheus sees them on each node's metrics port, and their labels."""
+    counters = {f"ray_manet_{name}_total": frozenset({"kind"}) for name in COUNTERS}
+    return counters | {f"ray_manet_{name}": frozenset({"stage", "unit"}) for name in GAUGES}
 
 
 def say(line: str) -> None:
@@ -33,7 +49,7 @@ def emit_summary(summary: Mapping[str, Any]) -> None:
 
 
 class Meter:
-    """Progress of one stage: a bar on a terminal, a plain line every ten seconds in a log.
+    """Progress of one stage: a bar on a terminal, a plain line every ten seconds in a log, gauges where Ray runs.
 
     Args:
         label: name of the stage.
@@ -46,8 +62,11 @@ class Meter:
         self._label, self._total, self._unit = label, total, unit
         self._started = self._said = time.monotonic()
         self._bar: Progress | None = None
+        self._gauges: dict[str, Any] = {}
 
     def __enter__(self) -> "Meter":
+        self._gauges = _gauges()
+        self._export()
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -72,6 +91,7 @@ class Meter:
     def advance(self, count: int, note: str = "") -> None:
         """`count` more are done; `note` is added to the line of a log."""
         self.done += count
+        self._export()
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
@@ -82,6 +102,11 @@ class Meter:
     def due(self) -> bool:
         """Whether the next `advance` says a line: a note that costs something need not be made otherwise."""
         return self._bar is None and time.monotonic() - self._said >= LOG_EVERY_S
+
+    def _export(self) -> None:
+        for name, value in (("stage_done", self.done), ("stage_total", self._total)):
+            if name in self._gauges:
+                self._gauges[name].set(value, tags={"stage": self._label, "unit": self._unit})
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
@@ -97,16 +122,20 @@ class Metrics:
         from ray.util.metrics import Counter
 
         self._counters = {
-            name: Counter(f"manet_{name}", description=text, tag_keys=("kind",))
-            for name, text in (
-                ("pictures", "Pictures that are done, by kind: rows or rejects."),
-                ("stage_seconds", "Seconds that workers spent, by stage."),
-                ("stage_bytes", "Bytes moved, by stage."),
-                ("restarts", "What had to be done again, by kind: requests to the store, decode processes."),
-            )
+            name: Counter(f"manet_{name}", description=text, tag_keys=("kind",)) for name, text in COUNTERS.items()
         }
 
     def add(self, name: str, kind: str, value: float) -> None:
         """Count something."""
         if value > 0:
             self._counters[name].inc(value, tags={"kind": kind})
+
+
+def _gauges() -> dict[str, Any]:
+    """Gauges of the driver that this process is; none where Ray does not run."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return {}
+    from ray.util.metrics import Gauge
+
+    return {name: Gauge(f"manet_{name}", description=text, tag_keys=("stage", "unit")) for name, text in GAUGES.items()}
