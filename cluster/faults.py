@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that goes wrong on purpose: busy replies, resets, stalls and truncated bodies.
+"""A proxy before an S3 server that goes wrong on purpose: busy replies, resets, lost replies, stalls, truncated bodies.
 
 For tests and rehearsals: point AWS_ENDPOINT_URL at it. Which request fails is drawn from a seed; what it did is counted.
 """
@@ -26,7 +26,8 @@ class Faults:
 
     busy: float = 0.0  # 503 SlowDown
     denied: float = 0.0  # 403 that means throttling
-    reset: float = 0.0  # the connection breaks
+    reset: float = 0.0  # the connection breaks before the server hears of the request
+    lost: float = 0.0  # the server does what it is asked, and the connection breaks before it can say so
     stall: float = 0.0  # the answer takes `stall_s`
     truncated: float = 0.0  # the body of a GET ends too early
     stall_s: float = 3.0
@@ -61,7 +62,7 @@ class FaultyProxy:
     def _draw(self, faults: Faults) -> str:
         with self._lock:
             at = self._random.random()
-            for name in ("busy", "denied", "reset", "stall", "truncated"):
+            for name in ("busy", "denied", "reset", "lost", "stall", "truncated"):
                 at -= getattr(faults, name)
                 if at < 0:
                     self.counts[name] += 1
@@ -101,9 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "stall":
             time.sleep(self.stall_s)
         if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close sends RST
-            self.close_connection = True
-            self.connection.close()
+            self._break()
             return
         if fault in {"busy", "denied"}:
             self._reply(503 if fault == "busy" else 403, {}, BUSY if fault == "busy" else THROTTLED, None)
@@ -114,11 +113,19 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.request(self.command, self.path, body=body or None, headers=headers)
             answer = upstream.getresponse()
             data = answer.read()
+            if fault == "lost":
+                self._break()
+                return
             kept = {key: value for key, value in answer.getheaders() if key.lower() not in _HOP}
             cut = len(data) // 2 if fault == "truncated" and self.command == "GET" and len(data) > 1 else None
             self._reply(answer.status, kept, data, cut)
         finally:
             upstream.close()
+
+    def _break(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close sends RST
+        self.close_connection = True
+        self.connection.close()
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 

@@ -114,7 +114,12 @@ class S3Store(Store):
 
     @override
     def write_if_absent(self, name: str, data: bytes) -> None:
-        self._call(name, lambda s3, key: s3.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"))
+        before = retries_seen()
+        try:
+            self._call(name, lambda s3, key: s3.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*"))
+        except AlreadyExistsError:
+            if retries_seen() == before or self.read(name) != data:
+                raise  # else it is ours: the store had written it when the connection broke, and the retry met it
 
     @override
     def write_file(self, name: str, path: Path) -> None:

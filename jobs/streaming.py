@@ -20,6 +20,7 @@ from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Receipt
 from cluster.errors import IntegrityError, JobFailedError
+from cluster.s3 import retries_seen
 from cluster.session import MIB, SessionConfig, joins_cluster, ray_session
 from cluster.storage import Store
 from cluster.streams import alive_nodes, configure_data, open_board, waiting_for, watched
@@ -92,13 +93,13 @@ def describe_into(
         IntegrityError: rows in the store and rows of the table do not reconcile.
         JobFailedError: more rejects than `max_rejects`, or no progress for `stall_timeout`.
     """
+    run = Totals()
     units = cut(table.rows, config.part_rows)
     writer.store.write(PARTS, json.dumps({"rows": table.rows, "parts": len(units)}).encode())
     done = writer.finished()
     todo = [unit for unit in units if unit.name not in done]
     if len(todo) < len(units):
         say(f"resuming: {len(units) - len(todo)} of {len(units)} parts are finished and verified")
-    run = Totals()
     if todo:
         with ray_session(config):
             _run((writer.store, writer.claim_sha256), table, model, config, names, todo, run)
@@ -131,11 +132,11 @@ def _run(
 
 
 class Totals:
-    """Sums over the units of this run."""
+    """Sums over the units of this run, and the requests that this process itself had to repeat."""
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(COUNTED, 0.0)
-        self._units, self._first = 0, 0.0
+        self._units, self._first, self._retries = 0, 0.0, retries_seen()
         self._began = time.monotonic()
 
     def add(self, counts: Mapping[str, Any]) -> None:
@@ -162,7 +163,7 @@ class Totals:
         return {
             "first_part_s": round(self._first, 2),
             "model_busy": round(sums["model_s"] / max(1e-9, sums["model_s"] + sums["idle_s"]), 3),
-            "retries": int(sums["retries"]),
+            "retries": int(sums["retries"]) + retries_seen() - self._retries,
             "decoder_restarts": int(sums["restarts"]),
             "stages": {**stages, **sizes},
         }

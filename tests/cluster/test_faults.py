@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cluster import s3 as s3_module
-from cluster.errors import RetryableStoreError
+from cluster.errors import AlreadyExistsError, RetryableStoreError
 from cluster.faults import Faults, FaultyProxy
 from cluster.local_s3 import LocalS3
 from cluster.storage import open_store
@@ -20,7 +20,7 @@ def _own_client(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_own_client")
 def test_every_call_ends_right(s3: LocalS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = Faults(busy=0.1, denied=0.05, reset=0.08, stall=0.03, truncated=0.08, stall_s=0.2)
+    faults = Faults(busy=0.1, denied=0.05, reset=0.05, lost=0.05, stall=0.03, truncated=0.08, stall_s=0.2)
     bodies = {f"{number:03d}": bytes([number % 251]) * (number * 97 + 1) for number in range(150)}
     with FaultyProxy(s3.environ["AWS_ENDPOINT_URL"], faults) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -30,7 +30,7 @@ def test_every_call_ends_right(s3: LocalS3, s3_root: str, monkeypatch: pytest.Mo
             read = dict(zip(bodies, pool.map(store.read, bodies), strict=True))
         assert read == bodies
         assert {entry.name: entry.size for entry in store.list()} == {name: len(data) for name, data in bodies.items()}
-        assert all(proxy.counts[name] > 0 for name in ("busy", "denied", "reset", "stall", "truncated"))
+        assert all(proxy.counts[name] > 0 for name in ("busy", "denied", "reset", "lost", "stall", "truncated"))
         assert s3_module.retries_seen() - before >= sum(proxy.counts[name] for name in ("busy", "denied"))
 
 
@@ -43,3 +43,18 @@ def test_a_store_that_never_answers_is_an_error_in_bounded_time(
         with pytest.raises(RetryableStoreError, match="the store is busy"):
             open_store(s3_root).read("x")
         assert proxy.counts["busy"] == s3_module.ATTEMPTS
+
+
+@pytest.mark.usefixtures("_own_client")
+def test_what_was_written_when_the_reply_was_lost_is_ours(
+    s3: LocalS3, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyProxy(s3.environ["AWS_ENDPOINT_URL"], Faults(lost=0.5)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = open_store(s3_root)
+        for number in range(20):
+            store.write_if_absent(f"{number}", b"one")
+            with pytest.raises(AlreadyExistsError):
+                store.write_if_absent(f"{number}", b"other")
+            assert store.read(f"{number}") == b"one"
+        assert proxy.counts["lost"] > 10
