@@ -21,6 +21,8 @@ from cluster.telemetry import say
 from jobs.parquet import read_parquet
 from jobs.streaming import PARTS
 
+RESUMED = "the same command again makes them anew"
+MENDED = "bring them back from a copy, or give --overwrite to the command that made them"
 NAMED = 10  # missing and damaged units that are named
 
 
@@ -69,6 +71,8 @@ def run(config: Config) -> dict[str, Any]:
     for word, names in (("missing", missing), ("damaged", damaged)):
         if names:
             say(f"{word}: {', '.join(names[:NAMED])}{' ...' if len(names) > NAMED else ''}")
+    if damaged:
+        say(f"damaged files are missing or of another size: {MENDED if manifest is not None else RESUMED}")
     return {**found, "missing_units": missing[:NAMED], "damaged_units": damaged[:NAMED]}
 
 

@@ -1,10 +1,10 @@
-"""Hold descriptors against the truth: every checksum, every count, and a random sample described again.
+"""Hold an artifact against the truth: every checksum; of descriptors every count too, and a random sample described again.
 
   manet verify s3://shop/descriptors --sample 32
 
-Reads every byte of the artifact, and the catalog and the model that its manifest names (--catalog, --model where they were
-moved). Writes nothing. On the hardware that described the gallery, the sample comes out bit for bit; elsewhere its cosine with
-what is stored must be at least --min-cosine.
+Reads every byte of an artifact of any kind; of descriptors also the catalog and the model that the manifest names (--catalog,
+--model where they were moved). Writes nothing. On the hardware that described the gallery, the sample comes out bit for bit;
+elsewhere its cosine with what is stored must be at least --min-cosine.
 """
 
 import random
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.artifact import Artifact, open_artifact
+from cluster.artifact import Artifact, open_artifact, peek
 from cluster.errors import BadInputError, IntegrityError
 from cluster.session import available_cpus
+from cluster.storage import open_store
 from cluster.telemetry import say
 from jobs.inputs import Table, local_copy, open_model, open_table
 from jobs.parquet import read_parquet
@@ -31,9 +32,9 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     out: str = Field(json_schema_extra={"argument": True})
-    """Descriptors artifact."""
+    """Artifact; of an index its newest version is checked."""
     sample: int = Field(default=16, ge=0)
-    """Pictures that are described again; 0: none, and neither catalog nor model is read."""
+    """Pictures of descriptors that are described again; 0: none, and neither catalog nor model is read."""
     catalog: str = ""
     """Where the catalog lies now, if it was moved."""
     model: str = ""
@@ -52,16 +53,22 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         IntegrityError: something differs; the first fault is named.
     """
-    artifact = open_artifact(config.out, "descriptors")
+    claim, _ = peek(open_store(config.out))
+    artifact = open_artifact(config.out, claim.kind if claim is not None else "descriptors")
     artifact.verify()
+    say(f"verify: {len(artifact.manifest.parts)} files have the size and sha256 of the manifest")
+    found = _counts(config, artifact) if artifact.manifest.kind == "descriptors" else {}
+    return {"kind": "verify", "out": artifact.uri, "files": len(artifact.manifest.parts), **found}
+
+
+def _counts(config: Config, artifact: Artifact) -> dict[str, Any]:
+    """Rows and rejects of descriptors, held against the summary, and what the sample shows."""
     rows = sum(part.rows for part in artifact.parts("part-"))
     rejects = sum(part.rows for part in artifact.parts("rejects-"))
     summary = artifact.manifest.summary
     if (rows, rejects) != (summary["rows"], summary["rejects"]):
         raise IntegrityError(f"{artifact.uri}: {rows} rows and {rejects} rejects, the summary says otherwise")
-    say(f"verify: {len(artifact.manifest.parts)} files have the size and sha256 of the manifest")
-    found = _sample(config, artifact) if config.sample else {}
-    return {"kind": "verify", "out": artifact.uri, "rows": rows, "rejects": rejects, **found}
+    return {"rows": rows, "rejects": rejects, **(_sample(config, artifact) if config.sample else {})}
 
 
 def _sample(config: Config, artifact: Artifact) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.errors import ClusterError, IntegrityError
+from jobs import status, verify
 from tests.conftest import ROOT, Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 from tests.manet.test_images import PNG, _png_header
@@ -188,3 +190,60 @@ def test_packed_pictures_and_several_descriptors(
     (out / "part-00001.parquet").write_bytes(b"PAR1")
     assert summary_of(manet("status", out))["state"] == "damaged"
     assert_refused(manet("verify", out), 1, "part-00001.parquet", "4 bytes")
+
+
+def _status(out: Path) -> dict[str, object]:
+    found = status.run(status.Config(out=str(out)))
+    return {key: found[key] for key in ("state", "missing", "damaged", "missing_units", "damaged_units")}
+
+
+def _whole(state: str) -> dict[str, object]:
+    return {"state": state, "missing": 0, "damaged": 0, "missing_units": [], "damaged_units": []}
+
+
+def _fault(out: Path) -> str:
+    with pytest.raises(ClusterError) as caught:
+        verify.run(verify.Config(out=str(out), sample=0))
+    return str(caught.value)
+
+
+@pytest.fixture
+def copied(extracted: Path, tmp_path: Path) -> Path:
+    """A copy of the descriptors, to be tampered with."""
+    return shutil.copytree(extracted, tmp_path / "copied")
+
+
+def test_status_and_verify_of_a_complete_output(copied: Path) -> None:
+    assert _status(copied) == _whole("committed")
+    found = verify.run(verify.Config(out=str(copied), sample=5))
+    assert (found["sample"], found["same_bits"], found["worst_cosine"]) == (5, 5, 1.0)
+    assert found["files"] == len(list(copied.glob("part-*.parquet")))
+
+
+def test_status_and_verify_of_an_interrupted_output(copied: Path) -> None:
+    for name in ("manifest.json", "receipts/00001.json", "receipts/00003.json", "part-00003.parquet"):
+        (copied / name).unlink()  # a part was written, its receipt was not
+    missing = ["00001", "00003"]
+    assert _status(copied) == {**_whole("unfinished"), "missing": 2, "missing_units": missing}
+    assert "an unfinished run" in _fault(copied)
+    (copied / "part-00002.parquet").unlink()
+    assert _status(copied)["damaged_units"] == ["00002"]
+
+
+def test_status_and_verify_of_a_tampered_output(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part, manifest = copied / "part-00001.parquet", copied / "manifest.json"
+    whole, stated = part.read_bytes(), manifest.read_text()
+    part.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert _status(copied) == _whole("committed")  # sizes only, as its help says
+    assert "part-00001.parquet differs from the manifest's sha256" in _fault(copied)
+    part.unlink()
+    assert _status(copied) == {**_whole("damaged"), "damaged": 1, "damaged_units": ["00001"]}
+    assert "--overwrite" in capsys.readouterr().err
+    assert "part-00001.parquet is missing" in _fault(copied)
+    part.write_bytes(whole)
+    manifest.write_text(stated.replace('"rejects": 0', '"rejects": 1'))
+    with pytest.raises(IntegrityError, match="differs from its own checksum"):
+        _status(copied)
+    assert "differs from its own checksum" in _fault(copied)
+    manifest.write_text(stated)
+    assert _status(copied) == _whole("committed")
