@@ -12,13 +12,14 @@ model's nodes have too few cores. It writes the files of a unit and its receipt;
 import json
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Receipt
+from cluster.artifact import CHECK_THREADS, Artifact, ArtifactWriter, Receipt
 from cluster.errors import IntegrityError, JobFailedError
 from cluster.s3 import retries_seen
 from cluster.session import MIB, SessionConfig, joins_cluster, ray_session
@@ -284,8 +285,13 @@ def picture_config(model: Artifact, size: int) -> PictureConfig:
 
 def _reconcile(store: Store, units: list[Unit], receipts: list[Receipt]) -> None:
     """Rows in = rows out + rejects for every unit, counted from the footers of the stored files."""
-    for unit, receipt in zip(units, receipts, strict=True):
-        stored = sum(int(pq.ParquetFile(store.open(part.name)).metadata.num_rows) for part in receipt.parts)
+
+    def rows(receipt: Receipt) -> int:
+        return sum(int(pq.ParquetFile(store.open(part.name)).metadata.num_rows) for part in receipt.parts)
+
+    with ThreadPoolExecutor(CHECK_THREADS) as pool:
+        counted = list(pool.map(rows, receipts))
+    for unit, stored in zip(units, counted, strict=True):
         if stored != unit.stop - unit.start:
             raise IntegrityError(
                 f"{store.uri('')}: part {unit.name} holds {stored} rows for {unit.stop - unit.start} pictures; "

@@ -58,6 +58,17 @@ def test_the_same_rows_give_the_same_part(tmp_path: Path) -> None:
         assert stores[0].read(name) == stores[1].read(name)
 
 
+def test_a_committed_catalog_is_opened_by_its_first_file(tmp_path: Path) -> None:
+    """So that a gallery of any size is opened in the same time: the others are read when their rows are."""
+    uri, _ = _packed(open_store(tmp_path / "out"), tmp_path)
+    (tmp_path / "out" / "catalog-00001.parquet").write_bytes(b"not read")
+    table = open_table(uri, "catalog", "--catalog")
+    assert table.rows == ROWS
+    assert table.sources(0, 1)[0][0] == "i0"
+    with pytest.raises(pa.ArrowInvalid):
+        table.sources(0, ROWS)
+
+
 def test_a_plain_table_has_no_bytes(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
