@@ -1,6 +1,6 @@
 """Independent units of work as Ray tasks: bounded in flight, results in order of completion, the first error ends the run."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 _Unit = TypeVar("_Unit")
@@ -9,7 +9,7 @@ _Result = TypeVar("_Result")
 
 def run_tasks(
     work: Callable[[_Unit], _Result],
-    units: Sequence[_Unit],
+    units: Iterable[_Unit],
     *,
     cpus: float = 1.0,
     gpus: float = 0.0,
@@ -19,7 +19,7 @@ def run_tasks(
 
     Args:
         work: a picklable function; it writes its own result to the store and returns counts.
-        units: what to work on.
+        units: what to work on; taken as there is room for them.
         cpus: CPUs that one task books and may use.
         gpus: GPUs of one task.
         in_flight: most tasks submitted at once.

@@ -16,7 +16,7 @@ wrong with a row (no id, a doubled id, no answers) is said with its file and row
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv
@@ -38,6 +38,7 @@ from manet.errors import InputError
 from manet.tables import check_catalog, check_queries
 
 PART_ROWS = 100_000
+_Given = TypeVar("_Given")
 _HEADERS = {"id", "image id", "training image id"}  # first cell of a CSV that has a header
 Format = Literal["auto", "artifact", "folder", "tar", "table", "urls", "training-csv", "validation-csv"]
 
@@ -91,10 +92,15 @@ def run(config: Config) -> dict[str, Any]:
 def _pack(config: Config, table: pa.Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
     starts = {f"{index:05d}": start for index, start in enumerate(range(0, table.num_rows, PACK_ROWS))}
 
-    def work(unit: str) -> int:
-        return pack_rows(writer.store, unit, table.slice(starts[unit], PACK_ROWS))["rows"]
+    def work(given: tuple[str, bytes]) -> int:
+        return pack_rows(writer.store, given[0], read_parquet(given[1]))["rows"]
 
-    return _packed(config, writer, list(starts), work)
+    def given_to(
+        unit: str,
+    ) -> tuple[str, bytes]:  # a task gets its rows alone: a slice would bring the whole table along
+        return unit, parquet_bytes(table.slice(starts[unit], PACK_ROWS))
+
+    return _packed(config, writer, list(starts), given_to, work)
 
 
 def _run_tar(config: Config) -> dict[str, Any]:
@@ -111,7 +117,11 @@ def _run_tar(config: Config) -> dict[str, Any]:
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         units = {f"{index:05d}": uri for index, uri in enumerate(shards)}
         names, summary = _packed(
-            config, writer, list(units), lambda unit: pack_tar(writer.store, unit, units[unit])["rows"]
+            config,
+            writer,
+            list(units),
+            lambda unit: (unit, units[unit]),
+            lambda given: pack_tar(writer.store, *given)["rows"],
         )
         files = [pq.ParquetFile(writer.store.open(f"catalog-{unit}.parquet")) for unit in names]
         ids = [name for file in files for name in file.read(columns=["image_id"])["image_id"].to_pylist()]
@@ -124,13 +134,18 @@ def _run_tar(config: Config) -> dict[str, Any]:
 
 
 def _packed(
-    config: Config, writer: ArtifactWriter, units: list[str], work: Callable[[str], int]
+    config: Config,
+    writer: ArtifactWriter,
+    units: list[str],
+    given_to: Callable[[str], tuple[str, _Given]],
+    work: Callable[[tuple[str, _Given]], int],
 ) -> tuple[list[str], dict[str, Any]]:
+    """Parts that are not there yet, one task each; `given_to` makes what the task of a unit is given."""
     done = writer.finished()
     todo = [unit for unit in units if unit not in done]
     if todo:
         with ray_session(config), Meter("pack", len(todo), "parts") as meter:
-            for _ in run_tasks(work, todo):
+            for _ in run_tasks(work, map(given_to, todo)):
                 meter.advance(1)
     receipts = writer.receipts(units)
     counts = {key: int(sum(receipt.counts[key] for receipt in receipts)) for key in ("rows", "unread")}
