@@ -9,8 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from cluster.artifact import open_artifact
 from jobs.compare import DESCRIPTORS
+from jobs.inputs import local_copy
+from jobs.querying import answer_row, open_index, open_searcher, read_all
+from manet.checkpoint import load_model
+from manet.describe import Describer
+from manet.images import decode
 from manet.metrics import retrieval_metrics
 from tests.conftest import Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
@@ -136,6 +143,31 @@ def test_a_table_is_searched_as_its_pictures_are(manet: Run, index: Path, shop: 
         abs=6e-7,  # printed with six decimals
     )
     assert_refused(manet("search", "--index", index), 2, "either --picture or --queries")
+
+
+def test_one_picture_has_one_descriptor(
+    manet: Run, descriptors: Path, index: Path, model: Path, shop: Path, tmp_path: Path
+) -> None:
+    """Bit for bit the same as a row of `extract`, as a query of `evaluate` and of `search`, and by a call of the library."""
+    torch.set_num_threads(1)
+    ids, vectors = read_all(open_artifact(str(descriptors), "descriptors"))
+    picture = sorted((shop / "catalog" / "images").rglob("*.jpg"))[40]
+    row = vectors[ids.index(picture.stem)]
+    network = load_model(local_copy(open_artifact(str(model), "model")))
+    pixels = decode(picture.read_bytes(), network.config.pictures)
+    call = Describer(network).describe(pixels[None]).vectors["sr-mac"]
+    assert call.tobytes() == row.tobytes()
+    table = pa.table({"query_id": ["q"], "uri": [str(picture)], "relevant": [[ids[0]]]})
+    pq.write_table(table, tmp_path / "queries.parquet")
+    flags = ("--queries", tmp_path / "queries.parquet", "--out", tmp_path / "out")
+    summary_of(manet("evaluate", "--index", index, *flags))
+    names, query = read_all(open_artifact(f"{tmp_path}/out/query-descriptors", "descriptors"))
+    assert names == ["q"]
+    assert query.tobytes() == row.tobytes()
+    done = manet("search", "--index", index, "--picture", picture)
+    summary_of(done)
+    hits = open_searcher(open_index(str(index))).search(call, 7)[0]
+    assert json.loads(done.stdout.splitlines()[0])["results"] == [answer_row(hit) for hit in hits]
 
 
 def test_evaluate_wants_the_index_own_model(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
