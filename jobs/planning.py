@@ -65,7 +65,7 @@ class Plan:
         more = f" (up to {self.models_max})" if self.models_max > self.models else ""
         return (
             f"plan: {parts} parts, {pictures} of {of} pictures; {self.models} model actor(s){more}, {where}, "
-            f"{processes} decode process(es); at most about {mib / 1024:.1f} GiB"
+            f"{processes} decode process(es); the actors take about {mib / 1024:.1f} GiB at most"
         )
 
 
