@@ -31,6 +31,7 @@ from jobs.inputs import Table, local_copy
 from jobs.pictures import check_rejects
 from jobs.planning import Ask, Node, Plan, Unit, cut, fit
 from jobs.workers import COUNTED, Describe, Fetch, ModelActor
+from manet.config import read_config
 from manet.images import PictureConfig
 from manet.names import DescriptorName
 
@@ -277,8 +278,6 @@ def flow(
 
 def picture_config(model: Artifact, size: int) -> PictureConfig:
     """How a model wants its pictures; `size` in px stands in for the model's own unless it is 0."""
-    from manet.checkpoint import read_config
-
     pictures = read_config(local_copy(model, "config.json")).network.pictures
     return pictures.model_copy(update={"size": size}) if size else pictures
 

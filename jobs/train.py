@@ -25,9 +25,9 @@ from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
 from jobs.masks import MASK_CLAIM, build_masks
 from jobs.training import Plan, default_cpus, fit
-from manet.checkpoint import read_config
+from manet.config import Attention, NetworkConfig, TextSource, read_config
 from manet.images import PictureConfig
-from manet.network import Attention, InitialWeights, NetworkConfig, TextSource, initial
+from manet.network import InitialWeights, initial
 
 
 class Config(JobConfig):

@@ -27,9 +27,10 @@ from cluster.telemetry import Meter, say
 from jobs.inputs import fetch_weights, local_copy
 from jobs.parquet import read_parquet
 from jobs.pictures import load_picture
+from manet.config import NetworkConfig
 from manet.errors import ManetError, PictureError
 from manet.images import PictureConfig
-from manet.network import InitialWeights, NetworkConfig
+from manet.network import InitialWeights
 
 if TYPE_CHECKING:
     import torch

@@ -4,47 +4,20 @@ Shape letters: B pictures, K channels, H x W cells of the feature map, h x w pix
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manet.backbone import Backbone, load_pretrained
+from manet.config import Attention, NetworkConfig
 from manet.errors import WeightsError
-from manet.images import PictureConfig
 from manet.losses import binarise_at_mean
 from manet.pooling import sr_mac
 from manet.saliency import SaliencyNet
 from manet.text import East
 from manet.weights import Fetch, load_into, read_tensors, resolve
-
-Attention = Literal["s*f", "(1+s)*f", "none"]
-TextSource = Literal["logits", "scores"]
-
-
-class NetworkConfig(BaseModel):
-    """All that rebuilds the network and its preprocessing, weights aside."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    backbone: str = "efficientnet-lite0"
-    """Network of the backbone: a name of timm."""
-    saliency: str = "efficientnet-lite0"
-    """Encoder of the saliency branch: a name of timm."""
-    saliency_size: int = Field(default=256, ge=32)
-    """Longer side of the picture that the saliency branch sees, px."""
-    text: str = "none"
-    """Backbone of the text branch (EAST), or `none`: T = 1."""
-    attention: Attention = "s*f"
-    """How saliency weighs F; `none` is the plain backbone."""
-    text_source: TextSource = "logits"
-    """What equation 2 is fed: EAST's score map before or after its own sigmoid."""
-    classes: int = Field(default=0, ge=0)
-    """Categories of the classification head; 0: no head."""
-    pictures: PictureConfig = PictureConfig()
-    """How pictures are prepared."""
 
 
 class InitialWeights(BaseModel):

@@ -73,8 +73,9 @@ def shop(manet: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A committed model with ImageNet weights, untrained, for pictures of 96 px."""
     from manet.checkpoint import save_model
+    from manet.config import NetworkConfig
     from manet.images import PictureConfig
-    from manet.network import InitialWeights, NetworkConfig, initial
+    from manet.network import InitialWeights, initial
 
     folder = tmp_path_factory.mktemp("model")
     config = NetworkConfig(pictures=PictureConfig(size=96), saliency_size=64)

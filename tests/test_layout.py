@@ -168,7 +168,10 @@ def test_files_stay_readable() -> None:
 
 def test_workers_that_need_no_network_load_no_torch() -> None:
     """It costs each process 400 MB and seconds."""
-    light = [f"jobs.{name}" for name in ("cli", "index", "dedup", "search", "status", "ingest", "render", "fewshot")]
+    light = [
+        f"jobs.{name}"
+        for name in ("cli", "index", "dedup", "search", "status", "ingest", "render", "fewshot", "extract")
+    ]
     code = (
         f"import sys, importlib; [importlib.import_module(name) for name in {light}]; sys.exit('torch' in sys.modules)"
     )

@@ -59,7 +59,8 @@ def test_the_two_stages_train_what_they_should(piped: tuple[Path, Done]) -> None
     import torch
     from safetensors.torch import load_file
 
-    from manet.network import InitialWeights, NetworkConfig, initial
+    from manet.config import NetworkConfig
+    from manet.network import InitialWeights, initial
 
     out, _ = piped
     lite = "pip:efficientnet-lite0"

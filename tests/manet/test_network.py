@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from manet.checkpoint import load_model, read_config, save_model
+from manet.checkpoint import load_model, save_model
+from manet.config import NetworkConfig, read_config
 from manet.describe import Describer
 from manet.errors import InputError, WeightsError
 from manet.images import PictureConfig
@@ -15,7 +16,6 @@ from manet.network import (
     InitialWeights,
     JointStage,
     MANet,
-    NetworkConfig,
     freeze_statistics,
     initial,
     weigh_by_saliency,

@@ -1,0 +1,60 @@
+"""`config.json` of a model: the network and its preprocessing. Without torch: a driver that only plans reads it too."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manet.errors import InputError
+from manet.images import PictureConfig
+
+CONFIG = "config.json"
+Attention = Literal["s*f", "(1+s)*f", "none"]
+TextSource = Literal["logits", "scores"]
+
+
+class NetworkConfig(BaseModel):
+    """All that rebuilds the network and its preprocessing, weights aside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    backbone: str = "efficientnet-lite0"
+    """Network of the backbone: a name of timm."""
+    saliency: str = "efficientnet-lite0"
+    """Encoder of the saliency branch: a name of timm."""
+    saliency_size: int = Field(default=256, ge=32)
+    """Longer side of the picture that the saliency branch sees, px."""
+    text: str = "none"
+    """Backbone of the text branch (EAST), or `none`: T = 1."""
+    attention: Attention = "s*f"
+    """How saliency weighs F; `none` is the plain backbone."""
+    text_source: TextSource = "logits"
+    """What equation 2 is fed: EAST's score map before or after its own sigmoid."""
+    classes: int = Field(default=0, ge=0)
+    """Categories of the classification head; 0: no head."""
+    pictures: PictureConfig = PictureConfig()
+    """How pictures are prepared."""
+
+
+class ModelConfig(BaseModel):
+    """`config.json`: the network, and the names of its classes in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: NetworkConfig
+    categories: tuple[str, ...] = ()
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """A model's `config.json`.
+
+    Raises:
+        InputError: missing, or not of this form.
+    """
+    try:
+        return ModelConfig.model_validate_json((folder / CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no {CONFIG}: not a model") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{folder / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
