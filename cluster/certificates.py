@@ -15,14 +15,20 @@ DAYS = 90  # a cluster lives for a run; an authority that leaks is of use for th
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
+class RefusedError(click.ClickException):
+    """What stands in the way, in one line."""
+
+    exit_code = 2
+
+
 def make_authority(folder: Path) -> None:
     """Write `authority.crt` and `authority.key` into `folder`, readable by its owner alone.
 
     Raises:
-        click.ClickException: one is there already, or openssl fails.
+        RefusedError: one is there already, or openssl fails.
     """
     if (folder / "authority.key").exists():
-        raise click.ClickException(f"{folder}/authority.key is there already; delete it to make another authority")
+        raise RefusedError(f"{folder}/authority.key is there already; delete it to make another authority")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     files = ("-keyout", folder / "authority.key", "-out", folder / "authority.crt")
     _openssl("req", "-x509", *_KEY, "-subj", "/CN=manet authority", "-days", DAYS, *files)
@@ -33,12 +39,10 @@ def make_node(authority: Path, folder: Path, addresses: list[str]) -> None:
     """Write `node.crt` and `node.key` for a node of these IP addresses into `folder`.
 
     Raises:
-        click.ClickException: the authority is not there, or openssl fails.
+        RefusedError: the authority is not there, or openssl fails.
     """
     if not (authority / "authority.key").exists():
-        raise click.ClickException(
-            f"no {authority}/authority.key; make it with: python -m cluster.certificates authority"
-        )
+        raise RefusedError(f"no {authority}/authority.key; make it with: python -m cluster.certificates authority")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory() as scratch:
         request, names = Path(scratch, "node.csr"), Path(scratch, "names")
@@ -75,9 +79,9 @@ def _openssl(*arguments: object) -> None:
     try:
         subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, text=True, timeout=60)
     except FileNotFoundError as error:
-        raise click.ClickException("openssl is not installed; install your system's package openssl") from error
+        raise RefusedError("openssl is not installed; install your system's package openssl") from error
     except subprocess.CalledProcessError as error:
-        raise click.ClickException(f"openssl failed: {error.stderr.strip().splitlines()[-1]}") from error
+        raise RefusedError(f"openssl failed: {error.stderr.strip().splitlines()[-1]}") from error
 
 
 @click.group(help=__doc__)

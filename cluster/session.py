@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -93,6 +94,7 @@ def _start_local(config: SessionConfig, *, level: int, debug: bool) -> None:
     """
     import ray
 
+    _own_token()
     for attempt in range(1, _STARTS + 1):
         try:
             ray.init(
@@ -120,6 +122,17 @@ def is_session_lost() -> bool:
 
     node: Any = worker._global_node
     return node is not None and not {"raylet", "gcs_server"}.isdisjoint(kind for kind, _ in node.dead_processes())
+
+
+def _own_token() -> None:
+    """Give a session on this machine a token of its own, which its processes inherit and no file holds.
+
+    Without it Ray writes one to ~/.ray/auth_token, readable by every user of the machine, who could then run code as this
+    user. RAY_AUTH_MODE=disabled, and a token that is set, are left as they are.
+    """
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if not named and os.environ.get("RAY_AUTH_MODE", "token") == "token":
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def quiet(name: str) -> None:

@@ -1,9 +1,12 @@
 """What a job says: progress and remarks on stderr, and its summary, one JSON object, as the last line on stdout."""
 
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -36,10 +39,24 @@ def exported() -> dict[str, frozenset[str]]:
     return counters | {f"ray_manet_{name}": frozenset({"stage", "unit"}) for name in GAUGES}
 
 
-def say(line: str) -> None:
-    """One remark for a person, on stderr."""
+def say(line: str, **fields: object) -> None:
+    """One remark on stderr: for a person, or with MANET_LOG=json an object for a machine, which has `fields` too."""
+    if logs_json():
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "job": job_id(), "message": line, **fields})
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def logs_json() -> bool:
+    """Whether each line of the log is to be an object: $MANET_LOG is json."""
+    return os.environ.get("MANET_LOG") == "json"
+
+
+def job_id() -> str:
+    """The id by which this process was submitted (`ray job submit`), else host:pid."""
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return given.get("metadata", {}).get("job_submission_id") or f"{socket.gethostname()}:{os.getpid()}"
 
 
 def emit_summary(summary: Mapping[str, Any]) -> None:
@@ -67,7 +84,7 @@ class Meter:
     def __enter__(self) -> "Meter":
         self._gauges = _gauges()
         self._export()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not logs_json():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -86,18 +103,21 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self._said_at != self.done:
-            say(self._line())
+            self._say()
 
-    def advance(self, count: int, note: str = "") -> None:
-        """`count` more are done; `note` is added to the line of a log."""
+    def advance(self, count: int, note: str = "", part: str = "") -> None:
+        """`count` more are done, those of `part`; `note` is added to the line of a log.
+
+        A log of objects has one for each part.
+        """
         self.done += count
         self._export()
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
-        elif self.due():
+        elif self.due() or (part and logs_json()):
             self._said, self._said_at = now, self.done
-            say(self._line() + (f", {note}" if note else ""))
+            self._say(note, part)
 
     def due(self) -> bool:
         """Whether the next `advance` says a line: a note that costs something need not be made otherwise."""
@@ -107,6 +127,10 @@ class Meter:
         for name, value in (("stage_done", self.done), ("stage_total", self._total)):
             if name in self._gauges:
                 self._gauges[name].set(value, tags={"stage": self._label, "unit": self._unit})
+
+    def _say(self, note: str = "", part: str = "") -> None:
+        fields = {"stage": self._label, "done": self.done, "total": self._total, "unit": self._unit}
+        say(self._line() + (f", {note}" if note else ""), **fields, **({"part": part} if part else {}))
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)

@@ -170,7 +170,7 @@ def _build(
         work = partial(_answer, config, index, described, wanted, (writer.store, writer.claim_sha256))
         with Meter("search", sum(part.rows for part in todo), "queries") as meter:
             for receipt in run_tasks(work, todo, cpus=max(1, config.threads)):
-                meter.advance(int(receipt.counts["rows"]))
+                meter.advance(int(receipt.counts["rows"]), part=receipt.unit)
     units = [_unit(part) for part in parts]
     answered = int(sum(receipt.counts["rows"] for receipt in writer.receipts(units)))
     rejected = sum(part.rows for part in described.parts("rejects-"))

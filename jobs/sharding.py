@@ -162,7 +162,7 @@ def build_shards(
         meter.advance(sum(shard.rows for shard in shards if receipts[shard.name] is not None))
         for receipt in run_tasks(partial(_fill, store, trained, dim, rows_of), todo):
             receipts[receipt.unit] = receipt
-            meter.advance(int(receipt.counts["rows"]))
+            meter.advance(int(receipt.counts["rows"]), part=receipt.unit)
     found = [receipt for receipt in receipts.values() if receipt is not None]
     for shard, receipt in zip(shards, found, strict=True):
         with store.open(f"{shard.name}.ids.parquet") as file:

@@ -130,7 +130,8 @@ def _run(
             if counts is not None:
                 run.add(counts)
             done = int(counts["rows"] + counts["rejects"]) if counts is not None else 0
-            meter.advance(done, f"{run.rejects} rejects, waiting for {waiting_for(board)}" if meter.due() else "")
+            part = f"{counts['unit']:05d}" if counts is not None else ""
+            meter.advance(done, f"{run.rejects} rejects, waiting for {waiting_for(board)}" if meter.due() else "", part)
 
 
 class Totals:
