@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +36,18 @@ class Head:
         return f"http://127.0.0.1:{self.dashboard}"
 
 
+def status(url: str, token: str = "") -> int:
+    """The status with which a server answers, 0 where nothing listens."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
 @contextmanager
 def started_head(**environ: str) -> Iterator[Head]:
     """A head of 2 CPUs inside the `with`; `environ` is what it has beside this process's environment."""
@@ -53,8 +67,10 @@ def started_head(**environ: str) -> Iterator[Head]:
     with log.open("wb") as file:
         process = subprocess.Popen(command, env={**head.environ, **environ}, stdout=file, stderr=file)
     try:
-        deadline, ready = time.monotonic() + 90, [RAY, "job", "list", "--address", head.address]
-        while subprocess.run(ready, capture_output=True, env=head.environ, timeout=60, check=False).returncode:
+        deadline = time.monotonic() + 180
+        health, bearer = f"http://127.0.0.1:{agent}/api/local_raylet_healthz", head.environ["RAY_AUTH_TOKEN"]
+        ready = (f"{head.address}/api/jobs/", health, f"http://127.0.0.1:{metrics}/metrics")
+        while any(status(url, bearer) != 200 for url in ready):
             assert process.poll() is None, log.read_text()[-2000:]
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(1)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from cluster.local_s3 import LocalS3
 from cluster.storage import open_store
 from cluster.telemetry import exported
 from cluster.validate.dashboard import RAYS
-from tests.cluster.heads import RAY, Head, started_head
+from tests.cluster.heads import RAY, Head, started_head, status
 from tests.conftest import ROOT, Run
 
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "_pickle"}
@@ -142,25 +141,16 @@ def head() -> Iterator[Head]:
         yield started
 
 
-def _status(url: str, token: str = "") -> int:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 def test_what_a_cluster_tells_without_the_token(head: Head) -> None:
     agent = f"http://127.0.0.1:{head.agent}"
     shut = [f"{head.address}/api/jobs/", f"{head.address}/nodes?view=summary", f"{agent}/api/job_agent/jobs/"]
     shut += [f"{head.address}/api/v0/tasks", f"{head.address}/logical/actors"]
-    assert {url: _status(url) for url in shut} == dict.fromkeys(shut, 401)
-    assert {url: _status(url, "0" * 64) for url in shut} == dict.fromkeys(shut, 403)
-    assert _status(shut[0], head.environ["RAY_AUTH_TOKEN"]) == 200
+    assert {url: status(url) for url in shut} == dict.fromkeys(shut, 401)
+    assert {url: status(url, "0" * 64) for url in shut} == dict.fromkeys(shut, 403)
+    assert status(shut[0], head.environ["RAY_AUTH_TOKEN"]) == 200
     open_to_all = [f"{head.address}/", f"{head.address}/api/gcs_healthz", f"{agent}/api/local_raylet_healthz"]
     open_to_all += [f"http://127.0.0.1:{head.metrics}/metrics"]
-    assert {url: _status(url) for url in open_to_all} == dict.fromkeys(open_to_all, 200)
+    assert {url: status(url) for url in open_to_all} == dict.fromkeys(open_to_all, 200)
 
 
 def test_the_dashboard_is_on_loopback_alone(head: Head) -> None:
