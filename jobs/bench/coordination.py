@@ -9,14 +9,17 @@ of n / rate seconds for n pictures) and the pictures (one pixel each, there at o
 cost next to nothing. All actors share this machine's cores, which on a cluster each node has for itself: what is kept here is a
 lower bound.
 
-The share kept is the rate between the first and the last quarter of the parts, while all actors work, over actors x rate. With
---rates the highest rate of parts is written down for `manet plan`.
+The rates are measured one after the other on the same actors. The share kept is the rate between the first and the last quarter
+of the parts at one rate, while all actors work, over actors x rate. With --rates the highest rate of parts is written down for
+`manet plan`.
 """
 
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from cluster.errors import JobFailedError
 from cluster.session import ray_session
 from cluster.storage import Store
 from cluster.streams import watched
-from cluster.telemetry import Meter, say
+from cluster.telemetry import Meter
 from jobs.bench.probing import tree_cpu_seconds
 from jobs.bench.truth import say_table
 from jobs.loading import Loaded
@@ -39,6 +42,7 @@ from jobs.workers import ModelActor
 
 DIM = 8
 _START_S = 300.0  # bound on the start of all actors
+_LEAST = 8  # parts of an actor at one rate
 _LOOK_S = 0.1  # between two looks at how many have started
 
 
@@ -50,7 +54,7 @@ class Config(DescribeConfig):
     rate: tuple[float, ...] = (100.0,)
     """Pictures a second of one actor."""
     seconds: float = Field(default=20.0, gt=0)
-    """How long the actors would need for all pictures at their ideal rate, s."""
+    """How long the actors would need for the pictures of one rate, s."""
     rates: str = ""
     """File to write the highest rate of parts into, for `manet plan`; default: it is printed only."""
 
@@ -66,11 +70,10 @@ class Slept:
 def run(config: Config) -> dict[str, Any]:
     """Measure each rate in turn; returns the table."""
     session = config.model_copy(update={"ray_cpus": config.ray_cpus or config.actors, "model_cpus": 1.0})
-    table = []
-    for rate in config.rate:
-        with ray_session(session), tempfile.TemporaryDirectory(prefix="manet-coordination-") as scratch:
-            table.append(_measure(session, rate, Path(scratch)))
-        say(f"bench: {rate:g} pictures/s an actor: {table[-1]['kept']} of the ideal rate is kept")
+    phases = [Phase(rate=rate, parts=_parts(config, rate)) for rate in config.rate]
+    with ray_session(session), tempfile.TemporaryDirectory(prefix="manet-coordination-") as scratch:
+        first_s = _run(session, phases, Path(scratch))
+    table = [phase.row(config) for phase in phases]
     say_table(table)
     best = max(row["parts_per_s"] for row in table)
     if config.rates:
@@ -81,52 +84,73 @@ def run(config: Config) -> dict[str, Any]:
         "actors": config.actors,
         "part_rows": config.part_rows,
         "parts_in_flight": config.parts_in_flight,
+        "first_part_s": round(first_s, 1),
         "parts_per_s": best,
         "table": table,
     }
 
 
-def _measure(config: Config, rate: float, folder: Path) -> dict[str, Any]:
-    """One rate: pictures and parts a second in the middle of the run, and CPU-seconds a part."""
+def _parts(config: Config, rate: float) -> int:
+    """Parts of a phase: as many as fill its time, and at least as many for each actor as leave a middle to measure in."""
+    return config.actors * max(_LEAST, round(config.seconds * rate / config.part_rows))
+
+
+@dataclass(kw_only=True)
+class Phase:
+    """The parts at one rate: when each was done, and the CPU-seconds used at the two ends of the middle."""
+
+    rate: float
+    parts: int
+    marks: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def mark(self) -> None:
+        """One more part is done."""
+        self.marks.append(time.monotonic())
+        if len(self.marks) in self._middle():
+            self.cpu.append(tree_cpu_seconds(os.getpid()))  # of the driver, and of all that Ray started for it
+
+    def _middle(self) -> tuple[int, int]:
+        return self.parts // 4, 3 * self.parts // 4
+
+    def row(self, config: Config) -> dict[str, Any]:
+        """Its line of the table."""
+        low, high = self._middle()
+        seconds, ideal = self.marks[high - 1] - self.marks[low - 1], config.actors * self.rate
+        pictures_per_s, cpu_s = (high - low) * config.part_rows / seconds, self.cpu[1] - self.cpu[0]
+        return {
+            "rate": self.rate,
+            "part_rows": config.part_rows,
+            "parts": self.parts,
+            "ideal_pictures_per_s": ideal,
+            "pictures_per_s": round(pictures_per_s, 1),
+            "kept": round(pictures_per_s / ideal, 4),
+            "parts_per_s": round((high - low) / seconds, 2),
+            "cpu_ms_a_part": round(1000 * cpu_s / (high - low), 2),
+            "cores_busy": round(cpu_s / seconds, 2),
+        }
+
+
+def _run(config: Config, phases: list[Phase], folder: Path) -> float:
+    """All phases in one stream; fills in their marks. Returns the seconds to the first part."""
     writer = ArtifactWriter.open(str(folder / "out"), "descriptors", config={}, claimed=(), inputs={})
-    each = max(8, round(config.seconds * rate / config.part_rows))  # parts of one actor
-    units = cut(each * config.actors * config.part_rows, config.part_rows)
+    units = cut(sum(phase.parts for phase in phases) * config.part_rows, config.part_rows)
+    ends = list(accumulate(phase.parts for phase in phases))
     (folder / "started").mkdir()
     plan = Plan(models=config.actors, models_max=config.actors, decoders=0)
-    arguments = ((writer.store, writer.claim_sha256), rate, str(folder / "started"), config.actors)
+    rates = [(end * config.part_rows, phase.rate) for end, phase in zip(ends, phases, strict=True)]
+    arguments = ((writer.store, writer.claim_sha256), rates, str(folder / "started"), config.actors)
     began = time.monotonic()
     results = flow(units, plan, config, fetch=None, describe=(sleeping_actor(), arguments))
-    marks, cpu = list[float](), list[float]()
-    low, high = len(units) // 4, 3 * len(units) // 4
-    with Meter(f"{rate:g}/s x {config.actors}", len(units), "parts") as meter:
+    with Meter("coordination", len(units), "parts") as meter:
         for counts in watched(results, config.stall_timeout, lambda: "the actors", "--stall-timeout"):
             if counts is None:
                 continue
             if counts["failure"]:
                 raise JobFailedError(counts["failure"])
-            marks.append(time.monotonic())
-            if len(marks) in {low, high}:
-                cpu.append(_cpu_seconds())
+            phases[bisect_right(ends, int(counts["unit"]))].mark()
             meter.advance(1)
-    parts_per_s = (high - low) / (marks[high - 1] - marks[low - 1])
-    ideal = config.actors * rate
-    return {
-        "rate": rate,
-        "part_rows": config.part_rows,
-        "ideal_pictures_per_s": ideal,
-        "pictures_per_s": round(parts_per_s * config.part_rows, 1),
-        "kept": round(parts_per_s * config.part_rows / ideal, 4),
-        "parts_per_s": round(parts_per_s, 2),
-        "cpu_ms_a_part": round(1000 * (cpu[1] - cpu[0]) / (high - low), 2),
-        "cores_busy": round((cpu[1] - cpu[0]) / (marks[high - 1] - marks[low - 1]), 2),
-        "parts": len(units),
-        "first_part_s": round(marks[0] - began, 1),
-    }
-
-
-def _cpu_seconds() -> float:
-    """Of the driver, and of all that Ray started for it."""
-    return tree_cpu_seconds(os.getpid())
+    return phases[0].marks[0] - began
 
 
 def sleeping_actor() -> type[ModelActor]:
@@ -134,13 +158,17 @@ def sleeping_actor() -> type[ModelActor]:
     dim, wait, look = DIM, _START_S, _LOOK_S
 
     class Pixels:
-        """Pictures that are there at once."""
+        """Pictures that are there at once; each says which phase it is of."""
 
         restarts = 0
 
+        def __init__(self, rates: list[tuple[int, float]]) -> None:
+            self._ends = [end for end, _ in rates]
+
         def load(self, start: int, stop: int) -> Loaded:
             names = [(f"i{row}", "") for row in range(start, stop)]
-            return Loaded(pictures=names, pixels=np.zeros((stop - start, 1, 1, 3), np.uint8), rejects=[], spent={})
+            pixels = np.full((stop - start, 1, 1, 3), bisect_right(self._ends, start), np.uint8)
+            return Loaded(pictures=names, pixels=pixels, rejects=[], spent={})
 
         def waits_for(self) -> str:
             return "nothing"
@@ -150,8 +178,8 @@ def sleeping_actor() -> type[ModelActor]:
 
         halvings = 0
 
-        def __init__(self, rate: float, started: str, actors: int) -> None:
-            self._rate, self._started, self._actors, self._open = rate, Path(started), actors, False
+        def __init__(self, rates: list[tuple[int, float]], started: str, actors: int) -> None:
+            self._rates, self._started, self._actors, self._open = rates, Path(started), actors, False
             (self._started / str(os.getpid())).touch()
 
         def describe(self, pixels_NSS3: Any, /) -> Slept:  # noqa: ANN401
@@ -161,14 +189,16 @@ def sleeping_actor() -> type[ModelActor]:
                 if time.monotonic() > until:
                     raise JobFailedError(f"not all of {self._actors} actors started in {wait:g} s")
                 time.sleep(0 if self._open else look)
-            time.sleep(len(pixels_NSS3) / self._rate)
+            time.sleep(len(pixels_NSS3) / self._rates[int(pixels_NSS3[0, 0, 0, 0])][1])
             unit = np.full((len(pixels_NSS3), dim), dim**-0.5, np.float16)
             return Slept(vectors={"sr-mac": unit}, dead=np.zeros(len(unit), bool))
 
     class Sleeping(ModelActor):
         """A model actor around them."""
 
-        def __init__(self, writer: tuple[Store, str], rate: float, started: str, actors: int) -> None:
-            super().__init__(writer, None, model=lambda: Sleeper(rate, started, actors), loader=Pixels)
+        def __init__(
+            self, writer: tuple[Store, str], rates: list[tuple[int, float]], started: str, actors: int
+        ) -> None:
+            super().__init__(writer, None, model=lambda: Sleeper(rates, started, actors), loader=lambda: Pixels(rates))
 
     return Sleeping
