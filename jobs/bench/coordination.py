@@ -39,6 +39,7 @@ from jobs.planning import Plan, cut
 from jobs.rates import CoordinationRate, Rates, add_rates, origin
 from jobs.streaming import DescribeConfig, flow
 from jobs.workers import ModelActor
+from manet.names import DescriptorName
 
 DIM = 8
 _START_S = 300.0  # bound on the start of all actors
@@ -59,14 +60,6 @@ class Config(DescribeConfig):
     """File to write the highest rate of parts into, for `manet plan`; default: it is printed only."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slept:
-    """Descriptors that nobody computed."""
-
-    vectors: dict[Any, Any]
-    dead: Any
-
-
 def run(config: Config) -> dict[str, Any]:
     """Measure each rate in turn; returns the table."""
     session = config.model_copy(update={"ray_cpus": config.ray_cpus or config.actors, "model_cpus": 1.0})
@@ -74,7 +67,6 @@ def run(config: Config) -> dict[str, Any]:
     with ray_session(session), tempfile.TemporaryDirectory(prefix="manet-coordination-") as scratch:
         first_s = _run(session, phases, Path(scratch))
     table = [phase.row(config) for phase in phases]
-    say_table(table)
     best = max(row["parts_per_s"] for row in table)
     if config.rates:
         found = CoordinationRate(origin=origin(), actors=config.actors, parts_per_s=best)
@@ -148,7 +140,10 @@ def _run(config: Config, phases: list[Phase], folder: Path) -> float:
                 continue
             if counts["failure"]:
                 raise JobFailedError(counts["failure"])
-            phases[bisect_right(ends, int(counts["unit"]))].mark()
+            phase = phases[bisect_right(ends, int(counts["unit"]))]
+            phase.mark()
+            if len(phase.marks) == phase.parts:
+                say_table([phase.row(config)])
             meter.advance(1)
     return phases[0].marks[0] - began
 
@@ -156,6 +151,13 @@ def _run(config: Config, phases: list[Phase], folder: Path) -> float:
 def sleeping_actor() -> type[ModelActor]:
     """The class of the actors; made here, so that it travels by value and they need not import the benchmarks."""
     dim, wait, look = DIM, _START_S, _LOOK_S
+
+    class Slept:
+        """Descriptors that nobody computed: each the same."""
+
+        def __init__(self, count: int) -> None:
+            self.vectors: dict[DescriptorName, Any] = {"sr-mac": np.full((count, dim), dim**-0.5, np.float16)}
+            self.dead = np.zeros(count, bool)
 
     class Pixels:
         """Pictures that are there at once; each says which phase it is of."""
@@ -190,8 +192,7 @@ def sleeping_actor() -> type[ModelActor]:
                     raise JobFailedError(f"not all of {self._actors} actors started in {wait:g} s")
                 time.sleep(0 if self._open else look)
             time.sleep(len(pixels_NSS3) / self._rates[int(pixels_NSS3[0, 0, 0, 0])][1])
-            unit = np.full((len(pixels_NSS3), dim), dim**-0.5, np.float16)
-            return Slept(vectors={"sr-mac": unit}, dead=np.zeros(len(unit), bool))
+            return Slept(len(pixels_NSS3))
 
     class Sleeping(ModelActor):
         """A model actor around them."""
