@@ -421,6 +421,17 @@ def peek(store: Store) -> tuple[Claim | None, Manifest | None]:
     return claim, None
 
 
+def manifests(store: Store) -> tuple[Claim | None, list[Manifest]]:
+    """Claim of a folder, None where there is none, and the manifests of all its versions, oldest first.
+
+    Raises:
+        IntegrityError: a manifest that differs from its own checksum.
+        ObjectMissingError: a version was pruned meanwhile.
+    """
+    claim = _read_json(store, CLAIM, Claim)
+    return claim, [_read_manifest(store, number)[0] for number in version_numbers(store)]
+
+
 def open_artifact(uri: str, kind: str, version: int = 0) -> Artifact:
     """Open a committed artifact of one kind, its newest version or the one of a number.
 

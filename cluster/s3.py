@@ -1,5 +1,6 @@
 """Buckets as stores, through boto3. Keys, region and endpoint come from the usual places (AWS_*, profiles)."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,13 +139,39 @@ class S3Store(Store):
             more: dict[str, Any] = {"ContinuationToken": token} if token else {}
             page = self._call(prefix, partial(self._page, base + prefix, more))
             for item in page.get("Contents", []):
-                yield Entry(item["Key"][len(base) :], item["Size"])
+                yield Entry(item["Key"][len(base) :], item["Size"], item["LastModified"].timestamp())
             token = page.get("NextContinuationToken", "")
             if not token:
                 return
 
     def _page(self, prefix: str, more: dict[str, Any], s3: "S3Client", _key: str) -> Any:  # noqa: ANN401 - botocore's dict
         return s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **more)
+
+    @override
+    def unfinished(self) -> Iterator[Entry]:
+        base = f"{self.prefix}/" if self.prefix else ""
+        more: dict[str, Any] = {}
+        while True:
+            page = self._call("", partial(self._uploads, base, more))
+            for item in page.get("Uploads", []):
+                yield Entry(item["Key"][len(base) :], 0, item["Initiated"].timestamp(), item["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def _uploads(self, prefix: str, more: dict[str, Any], s3: "S3Client", _key: str) -> Any:  # noqa: ANN401 - botocore's dict
+        return s3.list_multipart_uploads(Bucket=self.bucket, Prefix=prefix, **more)
+
+    @override
+    def discard(self, entry: Entry) -> None:
+        if not entry.upload:
+            self.delete(entry.name)
+            return
+        with contextlib.suppress(ObjectMissingError):
+            self._call(
+                entry.name,
+                lambda s3, key: s3.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=entry.upload),
+            )
 
     @override
     def delete(self, name: str) -> None:

@@ -10,7 +10,7 @@ import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,10 +25,15 @@ _TEMPORARY = ".tmp-"  # prefix of files that are not finished; never listed
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a listing: name in the store, size in bytes."""
+    """One object of a listing: name in the store, size in bytes, when it was written (s since 1970, the store's clock).
+
+    `upload` is the id of an unfinished upload to S3, and empty for an object.
+    """
 
     name: str
     size: int
+    modified: float = field(default=0.0, compare=False)
+    upload: str = ""
 
 
 class Store(ABC):
@@ -81,6 +86,14 @@ class Store(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove an object; nothing happens when there is none."""
+
+    @abstractmethod
+    def unfinished(self) -> Iterator[Entry]:
+        """What killed writers left that is no object: temporary files on disk, parts of uploads to S3."""
+
+    def discard(self, entry: Entry) -> None:
+        """Remove an object, or what `unfinished` found; nothing happens when it is gone."""
+        self.delete(entry.name)
 
     def local_path(self, name: str) -> Path | None:
         """Where the object lies as a file of this machine; None where it does not."""
@@ -197,6 +210,13 @@ class LocalStore(Store):
 
     @override
     def list(self, prefix: str = "") -> Iterator[Entry]:
+        return self._walk(prefix, temporary=False)
+
+    @override
+    def unfinished(self) -> Iterator[Entry]:
+        return self._walk("", temporary=True)
+
+    def _walk(self, prefix: str, *, temporary: bool) -> Iterator[Entry]:
         folder = self.root / prefix.rpartition("/")[0]
         with _explained(folder):
             for parent, folders, files in os.walk(folder):
@@ -204,9 +224,10 @@ class LocalStore(Store):
                 for file in sorted(files):
                     path = Path(parent, file)
                     name = path.relative_to(self.root).as_posix()
-                    if name.startswith(prefix) and not file.startswith(_TEMPORARY):
+                    if name.startswith(prefix) and file.startswith(_TEMPORARY) == temporary:
                         with contextlib.suppress(FileNotFoundError):
-                            yield Entry(name, path.stat().st_size)
+                            found = path.stat()
+                            yield Entry(name, found.st_size, found.st_mtime)
 
     @override
     def delete(self, name: str) -> None:

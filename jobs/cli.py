@@ -45,6 +45,7 @@ JOBS: dict[str, str] = {
     "serve": "index -> HTTP API and search page, until it is stopped",
     "plan": "pictures + nodes + measured rates + prices -> hours, cost, storage, the bottleneck",
     "bench": "rates of this installation against the machine's own ceiling",
+    "gc": "a folder -> files that no manifest or receipt claims, listed or removed",
 }
 
 

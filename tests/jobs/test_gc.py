@@ -1,0 +1,98 @@
+"""`manet gc`: what nothing claims goes, what anything claims stays."""
+
+import os
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+
+from cluster.artifact import ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.errors import BadInputError
+from cluster.storage import LocalStore, Store
+from jobs.gc import Config, run
+from tests.conftest import Run
+from tests.jobs.helpers import assert_refused, checksums, summary_of
+
+SOON = 1e-7  # hours: everything here is older
+
+
+def _artifact(uri: str, *, commit: bool) -> ArtifactWriter:
+    writer = ArtifactWriter.open(uri, "descriptors", config={"seed": 1}, claimed=["seed"], inputs={})
+    for unit in ("00000", "00001"):
+        put_unit(writer.store, unit, {f"part-{unit}.parquet": Blob(data=unit.encode())}, claim=writer.claim_sha256)
+    if commit:
+        writer.commit(["00000", "00001"], {}, {})
+    return writer
+
+
+def _names(store: Store) -> set[str]:
+    return {entry.name for entry in store.list()}
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_orphans_are_listed_and_then_removed(store: Store, commit: bool) -> None:
+    writer = _artifact(store.uri(""), commit=commit)
+    before = _names(store)
+    orphans = {"part-00002.parquet", "deep/left.bin"}
+    for name in orphans:
+        store.write(name, b"12345")
+    store.write("checkpoints/a/model.bin", b"1234567")  # needed by nobody once the model is committed
+    put_unit(store, "00003", {"part-00003.parquet": Blob(data=b"1")}, claim="of another command")
+    dead = orphans | {"part-00003.parquet", "receipts/00003.json"} | ({"checkpoints/a/model.bin"} if commit else set())
+    time.sleep(0.01)
+    found = run(Config(out=store.uri(""), grace_hours=SOON))
+    assert (found["orphans"], found["removed"]) == (len(dead), False)
+    assert _names(store) >= dead | before
+    assert run(Config(out=store.uri(""), grace_hours=SOON, delete=True))["removed"] is True
+    assert _names(store) == before | (set() if commit else {"checkpoints/a/model.bin"})
+    assert run(Config(out=store.uri(""), grace_hours=SOON))["orphans"] == 0
+    assert set(writer.finished()) == {"00000", "00001"}
+    if commit:
+        assert len(checksums(store.uri(""))) == 2
+
+
+def test_what_a_killed_writer_left_unfinished(store: Store) -> None:
+    """Temporary files on disk, unfinished uploads on S3: no listing shows them, gc does."""
+    _artifact(store.uri(""), commit=True)
+    if isinstance(store, LocalStore):
+        (store.root / ".tmp-0123").write_bytes(b"123")
+    else:
+        bucket, _, prefix = store.uri("").removeprefix("s3://").partition("/")
+        boto3.client("s3").create_multipart_upload(Bucket=bucket, Key=f"{prefix}/part-00009.parquet")
+    assert len(list(store.unfinished())) == 1
+    time.sleep(0.01)
+    assert run(Config(out=store.uri(""), grace_hours=SOON, delete=True))["orphans"] == 1
+    assert list(store.unfinished()) == []
+    assert len(checksums(store.uri(""))) == 2
+
+
+def test_a_folder_where_a_run_may_be_at_work_is_refused(tmp_path: Path) -> None:
+    writer = _artifact(str(tmp_path / "run" / "descriptors"), commit=False)
+    writer.store.write("part-00002.parquet", b"its receipt comes next")
+    for folder in (tmp_path / "run", tmp_path / "run" / "descriptors"):
+        with pytest.raises(BadInputError, match="a run may be at work"):
+            run(Config(out=str(folder), delete=True))
+    assert writer.store.exists("part-00002.parquet")
+    then = time.time() - 25 * 3600
+    for path in (tmp_path / "run").rglob("*.*"):
+        os.utime(path, (then, then))
+    assert run(Config(out=str(tmp_path / "run"), delete=True))["orphans"] == 1
+    assert not writer.store.exists("part-00002.parquet")
+    with pytest.raises(BadInputError, match="no job has claimed"):
+        run(Config(out=str(tmp_path / "nowhere")))
+
+
+def test_pictures_of_a_rendered_shop_and_what_lies_beside_artifacts_stay(
+    manet: Run, shop: Path, served_index: Path, tmp_path: Path
+) -> None:
+    """Tables claim their pictures; the commands' own folders have no orphans."""
+    for folder, artifacts in ((shop, 2), (served_index.parent, 2)):
+        found = summary_of(manet("gc", folder, "--grace-hours", SOON))
+        assert (found["artifacts"], found["orphans"]) == (artifacts, 0)
+    stray = shop / "catalog" / "images" / "stray.jpg"
+    stray.write_bytes(b"1")
+    assert summary_of(manet("gc", shop, "--grace-hours", SOON, "--delete"))["orphans"] == 1
+    assert not stray.exists()
+    assert open_artifact(str(shop / "catalog"), "catalog").manifest.parts
+    assert_refused(manet("gc", tmp_path), 2, "no job has claimed")
