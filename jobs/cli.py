@@ -12,9 +12,10 @@ import signal
 import sys
 import traceback
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, UnionType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 import yaml
@@ -45,6 +46,7 @@ JOBS: dict[str, str] = {
     "serve": "index -> HTTP API and search page, until it is stopped",
     "plan": "pictures + nodes + measured rates + prices -> hours, cost, storage, the bottleneck",
     "bench": "rates of this installation against the machine's own ceiling",
+    "submit": "any of these on a cluster, by its job server: sent, followed, its exit code and summary",
     "gc": "a folder -> files that no manifest or receipt claims, listed or removed",
 }
 
@@ -66,7 +68,7 @@ class _Jobs(click.Group):
             }
             if hasattr(module, "Config"):
                 return _Family(command(cmd_name, module.Config, module.run, module.__doc__ or ""), commands)
-            return click.Group(cmd_name, commands, help=_paragraphs(module.__doc__ or ""))
+            return click.Group(cmd_name, list(commands.values()), help=_paragraphs(module.__doc__ or ""))
         return command(cmd_name, module.Config, module.run, module.__doc__ or "")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -77,9 +79,9 @@ class _Jobs(click.Group):
 class _Family(click.Command):
     """A command of its own that has others below it: `manet index --descriptors ...`, `manet index add ...`."""
 
-    def __init__(self, own: click.Command, others: dict[str, click.Command]) -> None:
+    def __init__(self, own: "_Command", others: "dict[str, _Command]") -> None:
         super().__init__(own.name, params=own.params, callback=own.callback, help=own.help, short_help=own.short_help)
-        self.others = others
+        self.others, self.config = others, own.config
 
     def make_context(
         self,
@@ -97,7 +99,13 @@ class _Family(click.Command):
             formatter.write_dl([(name, other.short_help or "") for name, other in self.others.items()])
 
 
-def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict[str, Any]], doc: str) -> click.Command:
+class _Command(click.Command):
+    """A command and the config that its flags make."""
+
+    config: type[BaseModel]
+
+
+def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict[str, Any]], doc: str) -> _Command:
     """A click command whose flags are the fields of `config`."""
     options: list[click.Parameter] = [
         _option(key, config.model_fields[key])
@@ -112,18 +120,56 @@ def command(name: str, config: type[BaseModel], run: typing.Callable[[Any], dict
         given.pop("debug")
         emit_summary(run(_load(config, given.pop("config"), given)))
 
-    return click.Command(
+    made = _Command(
         name,
         params=options,
         callback=callback,
         help=_paragraphs(doc),
         short_help=JOBS.get(name) or (run.__doc__ or "").strip().partition("\n")[0],
+        context_settings={"allow_interspersed_args": not any(option.nargs == -1 for option in options)},
     )
+    made.config = config
+    return made
+
+
+def parse(words: Sequence[str]) -> tuple[list[str], BaseModel]:
+    """A command line without `manet`: the names of its command and its config, checked; nothing is run.
+
+    Raises:
+        click.ClickException, BadInputError: as the command itself would say.
+    """
+    found: click.Command = _Jobs("manet")
+    names, rest = list[str](), list(words)
+    with click.Context(found) as root:
+        while isinstance(found, click.Group):
+            name, below, rest = found.resolve_command(root, rest or [""])
+            names, found = [*names, str(name)], cast(click.Command, below)  # click raises where there is none
+        context = found.make_context(names[-1], rest)
+    config = cast(_Command | _Family, context.command).config
+    given = {key: value for key, value in context.params.items() if key not in {"config", "debug"}}
+    return [*names[:-1], *str(context.info_name).split()], _load(config, context.params["config"], given)
+
+
+def spell_out(config: BaseModel) -> list[str]:
+    """The words that make this config: arguments, and a flag for each field that was set."""
+    arguments, flags = list[str](), list[str]()
+    for key, value in config.model_dump(mode="json", include=config.model_fields_set, exclude_none=True).items():
+        extra, flag = type(config).model_fields[key].json_schema_extra, f"--{key.replace('_', '-')}"
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(extra, dict) and extra.get("argument"):
+                arguments.append(str(each))
+            elif isinstance(each, bool):
+                flags.append(flag if each else f"--no-{flag[2:]}")
+            else:
+                flags += [flag, str(each)]
+    return [*flags, *arguments]
 
 
 def _option(key: str, field: FieldInfo) -> click.Parameter:
     if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("argument"):
-        return click.Argument([key], metavar=key.upper())
+        many = typing.get_origin(field.annotation) is tuple
+        shown = f"[{key.upper()} ...]" if many else key.upper()
+        return click.Argument([key], metavar=shown, nargs=-1 if many else 1, required=not many, type=click.UNPROCESSED)
     flag = f"--{key.replace('_', '-')}"
     kind = _inner_type(field.annotation)
     text = field.description or ""

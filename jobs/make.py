@@ -1,6 +1,8 @@
 """Claim, build, commit: the frame that every job which writes an artifact runs in."""
 
 import contextlib
+import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from cluster.artifact import ArtifactWriter, Input
 from cluster.telemetry import say
 from jobs.config import JobConfig
 
+CODE = "MANET_CODE"  # variable of the environment: what `code` says, as JSON
 Build = Callable[[ArtifactWriter], tuple[list[str], dict[str, Any]]]
 
 
@@ -52,7 +55,12 @@ def make(
 
 @cache
 def code() -> dict[str, str]:
-    """What wrote an artifact: the package's version, and the git commit where this is a checkout."""
+    """What wrote an artifact: the package's version, and the git commit where this is a checkout.
+
+    A job that was sent to a cluster without either is told by who sent it (`manet submit`).
+    """
+    if told := os.environ.get(CODE):
+        return dict(json.loads(told))
     try:
         found = {"version": version("manet")}
     except PackageNotFoundError:
