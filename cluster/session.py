@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from cluster.telemetry import say
 
 MIB = 1 << 20
 _STARTS = 3  # of Ray on this machine
+_SAY_S = 10.0  # s between two remarks of a job that waits for nodes
 
 
 class SessionConfig(BaseModel):
@@ -29,6 +31,11 @@ class SessionConfig(BaseModel):
     """CPUs that a session on this machine alone may use; 0: as many as this process may."""
     object_store_mib: int = Field(default=2048, ge=128)
     """Shared memory of a session on this machine alone, MiB."""
+    wait_for_resources: float = Field(default=900.0, ge=0)
+    """Seconds that a job on a cluster waits for nodes with the CPUs and GPUs that it needs to start; then it fails."""
+
+
+_running = SessionConfig()  # of the session that this process is in
 
 
 def joins_cluster(config: SessionConfig) -> bool:
@@ -57,6 +64,8 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
     )  # a task without GPUs leaves CUDA_VISIBLE_DEVICES alone
     import ray
 
+    global _running  # noqa: PLW0603 - a process is in one session
+    _running = config
     if ray.is_initialized():
         yield
         return
@@ -148,7 +157,9 @@ def cluster_cpus() -> int:
 
 
 def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus: float = 0, flags: str) -> None:
-    """Refuse at once what the running session can never give, and would wait for without an end.
+    """Hold until the running session can give what would otherwise be waited for without an end.
+
+    This machine alone can never give more than it has. To a cluster nodes may come: they are asked for, and waited for.
 
     Args:
         cpus: CPUs of one worker.
@@ -158,21 +169,56 @@ def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus:
         flags: what to lower, for the message.
 
     Raises:
-        BadInputError: the nodes are too small or too few (of a cluster that may scale up nothing is asked).
+        BadInputError: this machine is too small.
+        JobFailedError: the cluster still was after `--wait-for-resources`.
     """
+    beside = f", and {spare_cpus:g} CPUs beside them" if spare_cpus else ""
+    wanted = f"{workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs{beside}"
+    nodes = _nodes()
+    enough = sum(_fit(node, cpus, gpus) for node in nodes) >= workers
+    if enough and _sum(nodes, "CPU") - workers * cpus >= spare_cpus:
+        return
+    if not joins_cluster(_running):
+        raise BadInputError(f"{wanted} are asked for, but this machine has {_have(nodes)} for Ray; lower {flags}")
+    bundle = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    _wait_for([bundle] * workers + ([{"CPU": spare_cpus}] if spare_cpus else []), wanted, flags)
+
+
+def _wait_for(bundles: list[dict[str, float]], wanted: str, flags: str) -> None:
+    """Ask the cluster for room as a placement group, which an autoscaler sees; let go of it when it is there."""
+    from ray.util import placement_group, remove_placement_group
+
+    limit, began = _running.wait_for_resources, time.monotonic()
+    group = placement_group(bundles)
+    try:
+        while True:
+            waited = time.monotonic() - began
+            say(f"waiting for {wanted}: the cluster has {_have(_nodes())} ({waited:.0f} of {limit:g} s)")
+            if group.wait(max(0.1, min(_SAY_S, limit - waited))):
+                say(f"{wanted}: there after {time.monotonic() - began:.0f} s")
+                return
+            if time.monotonic() - began >= limit:
+                raise JobFailedError(
+                    f"{wanted} did not come within {limit:g} s: the cluster has {_have(_nodes())}; let it grow, lower {flags}, "
+                    "or raise --wait-for-resources"
+                )
+    finally:
+        remove_placement_group(group)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node of the running session has for Ray."""
     import ray
 
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_fit(node, cpus, gpus) for node in nodes)
-    total_cpus, total_gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-    if room < workers or total_cpus - workers * cpus < spare_cpus:
-        beside = f", and {spare_cpus:g} CPUs beside them" if spare_cpus else ""
-        raise BadInputError(
-            f"{workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs are asked for{beside}, "
-            f"but this machine has {total_cpus:g} CPUs and {total_gpus:g} GPUs for Ray; lower {flags}"
-        )
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _have(nodes: list[dict[str, float]]) -> str:
+    return f"{_sum(nodes, 'CPU'):g} CPUs and {_sum(nodes, 'GPU'):g} GPUs on {len(nodes)} node(s)"
+
+
+def _sum(nodes: list[dict[str, float]], name: str) -> float:
+    return sum(node.get(name, 0) for node in nodes)
 
 
 def _fit(node: Mapping[str, float], cpus: float, gpus: float) -> int:

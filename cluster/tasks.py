@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from cluster.session import require_resources
+
 _Unit = TypeVar("_Unit")
 _Result = TypeVar("_Result")
 
@@ -28,9 +30,13 @@ def run_tasks(
         The results, as they come.
 
     Raises:
+        BadInputError, JobFailedError: the session has no room for one task, as `require_resources`.
         Exception: the first error of a task; a task whose worker died is tried three more times by Ray.
     """
     import ray
+
+    if units:
+        require_resources(cpus=cpus, gpus=gpus, flags="its CPUs and GPUs (see --help)")
 
     def call(unit: _Unit) -> _Result:  # a plain function: ray.remote takes no functools.partial
         return work(unit)

@@ -22,7 +22,7 @@ from pydantic import Field
 from cluster.artifact import CHECK_THREADS, Artifact, ArtifactWriter, Receipt
 from cluster.errors import IntegrityError, JobFailedError
 from cluster.s3 import retries_seen
-from cluster.session import MIB, SessionConfig, joins_cluster, ray_session
+from cluster.session import MIB, SessionConfig, joins_cluster, ray_session, require_resources
 from cluster.storage import Store
 from cluster.streams import alive_nodes, configure_data, open_board, waiting_for, watched
 from cluster.telemetry import Meter, say
@@ -91,7 +91,8 @@ def describe_into(
     """Describe all pictures of `table` into the artifact, resuming what is done; returns the counts, checked.
 
     Raises:
-        BadInputError: the cluster can never give what the config asks for.
+        BadInputError: this machine can never give what the config asks for.
+        JobFailedError: nor did a cluster, within `wait_for_resources`.
         IntegrityError: rows in the store and rows of the table do not reconcile.
         JobFailedError: more rejects than `max_rejects`, or no progress for `stall_timeout`.
     """
@@ -120,6 +121,14 @@ def _run(
     run: "Totals",
 ) -> None:
     """The stream, its progress, and its end when there is none."""
+    if joins_cluster(config):
+        require_resources(
+            cpus=config.model_cpus,
+            gpus=config.model_gpus,
+            workers=max(1, config.model_actors_min),
+            spare_cpus=config.decode_cpus if config.decode_actors else 0,
+            flags="--model-cpus / --model-gpus / --model-actors-min / --decode-cpus",
+        )
     say(plan_line(table, model, config, todo))
     board = open_board()
     results = stream(writer, table, model, config, names, todo, board)

@@ -22,7 +22,7 @@ from cluster.artifact import Artifact
 from cluster.errors import ClusterError, JobFailedError
 from cluster.session import cluster_cpus, quiet, require_resources
 from cluster.storage import arrow_filesystem
-from cluster.streams import configure_data
+from cluster.streams import alive_nodes, configure_data
 from cluster.telemetry import Meter, say
 from jobs.inputs import fetch_weights, local_copy
 from jobs.parquet import read_parquet
@@ -86,8 +86,9 @@ class Plan(BaseModel):
 
 
 def default_cpus(workers: int, gpus: float) -> float:
-    """CPUs of a training worker where nobody says: 1 beside a GPU, else an equal share of what decoding leaves."""
-    return 1.0 if gpus else max(0.5, (cluster_cpus() - DECODE_CPUS) / workers)
+    """CPUs of a training worker where nobody says: 1 beside a GPU, else an equal share of what decoding leaves, on one node."""
+    share = max(0.5, (cluster_cpus() - DECODE_CPUS) / workers)
+    return 1.0 if gpus else min(share, max((cpus for cpus, _ in alive_nodes() if cpus), default=share))
 
 
 def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter) -> list[dict[str, Any]]:

@@ -1,0 +1,47 @@
+"""A cluster without nodes for the work: a job waits for them, says so, and gives up in time."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import BadInputError
+from cluster.session import SessionConfig, ray_session
+from cluster.tasks import run_tasks
+from tests.clusters import RealCluster
+from tests.conftest import ROOT
+from tests.jobs.helpers import summary_of
+from tests.jobs.test_submit import _command, submit
+
+
+def test_what_this_machine_can_never_run_is_refused_at_once() -> None:
+    with ray_session(SessionConfig(ray_cpus=1, object_store_mib=128)):
+        with pytest.raises(BadInputError, match=r"1 worker.* of 64 CPUs .* this machine has 1 CPUs"):
+            next(iter(run_tasks(abs, [-1], cpus=64)))
+        assert list(run_tasks(abs, [-1, -2])) == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_waits_for_a_node(tmp_path: Path) -> None:
+    render = ("render", "--products", 2, "--queries", 0, "--size", 48, "--out", tmp_path / "shop")
+    with RealCluster() as made:
+        done = submit(made, *render, "--wait-for-resources", 6)
+        assert done.returncode == 1
+        assert (
+            "waiting for 1 worker(s) of 1 CPUs and 0 GPUs: the cluster has 0 CPUs and 0 GPUs on 1 node(s)"
+            in done.stderr
+        )
+        assert "did not come within 6 s" in done.stderr.splitlines()[-1]
+        assert "raise --wait-for-resources" in done.stderr.splitlines()[-1]
+        client = subprocess.Popen(
+            _command(made, *render),
+            cwd=ROOT,
+            env=made.environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        made.add_raylet(1)
+        out, said = client.communicate(timeout=300)
+        assert summary_of(subprocess.CompletedProcess("submit", client.returncode, out, said))["products"] == 2
