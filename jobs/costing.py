@@ -168,7 +168,7 @@ class Inputs:
         """
         notes: list[str] = []
         wanted = next((prices.groups[name].gpu for name in nodes if prices.groups[name].gpus), "cpu")
-        model = next((rate for name, rate in rates.models.items() if wanted in name), None)
+        model = rates.models.get(wanted)
         decode = rates.decode
 
         def choose(flag: str, what: str, measured: float | None, source: object, how: str) -> float:

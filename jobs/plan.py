@@ -6,6 +6,8 @@
   manet plan --pictures 500000 --nodes decode=4 --rates rates.json
   manet plan --pictures 500000 --nodes decode=16 --nodes gpu=8 --rates rates.json --model-rate 400 --simulate 20
 
+Measure with all cores of a machine at work (as the benchmarks do by themselves): a worker alone is faster than one of several.
+
 Reads the rates that benchmarks measured and a price table, cluster/prices.yaml unless another is given; needs no cluster. A rate
 that nobody measured is given by a flag and printed as an assumption, or the plan is refused: none is made up. Says for each
 group what it could carry, what it costs, how many of its nodes would be enough for the others, and what doubling it buys.

@@ -58,7 +58,7 @@ class Describer:
         compiled: let torch.compile build the network's kernels (GPU only).
 
     Raises:
-        InputError: `compiled` without a GPU.
+        InputError: `compiled` without a GPU, or a GPU that torch does not find.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Describer:
         precision: Precision = "float32",
         compiled: bool = False,
     ) -> None:
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise InputError("torch finds no CUDA device on this node; see to its driver, or ask for no GPU")
         self._network = network.eval().to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype = getattr(torch, precision)

@@ -95,6 +95,10 @@ def _target(steps: list[tuple[str, str]]) -> list[str]:
         found.append("copies nothing from a build stage: its tools would stay in the image")
     if any(instruction == "RUN" and "pip install" in text for instruction, text in steps):
         found.append("installs packages itself; do it in a build stage")
+    if not any(instruction == "RUN" and "/etc/profile.d/" in text for instruction, text in steps):
+        found.append(
+            "puts nothing into /etc/profile.d; the cluster launcher's login shells would not find its programs"
+        )
     if not any(instruction == "ENV" and re.search(r"\bHOME=/", text) for instruction, text in steps):
         found.append("sets no HOME; the cluster launcher would mount files below /root")
     return found

@@ -39,8 +39,12 @@ def faults_of(path: Path) -> list[str]:
     if not path.exists():
         return ["no such file"]
     files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    try:
+        texts = {each.name: each.read_text() for each in files}
+    except UnicodeDecodeError:
+        return ["is no deployment file: not text"]
     secrets = [
-        f"{each.name} holds {fault}; name a secret instead" for each in files for fault in secrets_in(each.read_text())
+        f"{name} holds {fault}; name a secret instead" for name, text in texts.items() for fault in secrets_in(text)
     ]
     try:
         return secrets + _checks(path)

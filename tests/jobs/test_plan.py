@@ -249,4 +249,6 @@ def test_the_sleeping_actors_keep_the_ideal_rate_when_there_are_few(manet: Run, 
     (row,) = found["table"]
     assert row["ideal_pictures_per_s"] == 80
     assert 0.5 < row["kept"] < 1.1
-    assert read_rates(str(tmp_path / "rates.json"), "--rates").coordination is not None
+    assert (tmp_path / "rates.json").exists() == (
+        row["kept"] < 0.9
+    )  # else the actors were the limit: nothing is known of the stream

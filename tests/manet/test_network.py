@@ -138,6 +138,12 @@ def test_descriptors_are_of_unit_length_and_repeat(network: MANet, pixels: np.nd
     assert not one.dead.any()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_an_error(network: MANet) -> None:
+    with pytest.raises(InputError, match="torch finds no CUDA device"):
+        Describer(network, device="cuda")
+
+
 def test_a_picture_does_not_depend_on_its_neighbours(network: MANet, pixels: np.ndarray) -> None:
     together = Describer(network, batch_size=5).describe(pixels).vectors["sr-mac"]
     alone = Describer(network, batch_size=1).describe(pixels).vectors["sr-mac"]
