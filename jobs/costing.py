@@ -23,6 +23,7 @@ a GET for each picture and each part of the descriptors (twice: training, fillin
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -218,6 +219,7 @@ class Inputs:
         if rates.coordination is not None:
             seen = rates.coordination
             notes.append(f"the driver's {seen.parts_per_s:g} parts/s to {seen.actors} actors: {seen.origin}")
+        notes.append(f"extract is given {_flags(nodes, prices, work)}")
         notes.append("a CPU of a node is as fast as one of the machine that was measured: ASSUMPTION")
         notes.append(f"prices, node starts, losses, network: price table as of {prices.as_of}: ASSUMPTION")
         return cls(nodes=nodes, work=work, prices=prices, rates=rates, speeds=speeds, notes=notes)
@@ -229,6 +231,18 @@ class Inputs:
     def groups(self, *, gpus: bool) -> dict[str, GroupPrice]:
         """The groups in use with GPUs, or those without."""
         return {name: self.prices.groups[name] for name in self.nodes if bool(self.prices.groups[name].gpus) == gpus}
+
+
+def _flags(nodes: Mapping[str, int], prices: Prices, work: Work) -> str:
+    """Flags of `manet extract` that put its actors onto the nodes as they are reckoned here."""
+    groups = {name: prices.groups[name] for name in nodes}
+    gpu = next((group for group in groups.values() if group.gpus), None)
+    if gpu is None:
+        return f"--model-cpus {work.model_cpus:g}"
+    decode = sum(nodes[name] * group.cpus for name, group in groups.items() if not group.gpus)
+    if decode:
+        return f"--model-gpus 1 --decode-actors {decode} --decode-cpus 1"
+    return f"--model-gpus 1 --model-cpus {gpu.cpus / gpu.gpus:g}: a decode process for each of them"
 
 
 def stream_of(inputs: Inputs) -> Stream:

@@ -168,6 +168,9 @@ def test_a_plan_by_hand(tmp_path: Path) -> None:
     assert plan["cost"]["nodes"] < calm["cost"]["nodes"]
     assert sum("ASSUMPTION" in note for note in plan["assumptions"]) == 2  # the CPUs and the price table
     assert any("abcdef0" in note for note in plan["assumptions"])
+    assert "extract is given --model-cpus 1" in plan["assumptions"]
+    both = run(Config(pictures=500_000, nodes=("decode=2", "gpu=1"), rates=rates, model_rate=400, actor_start=9))
+    assert "extract is given --model-gpus 1 --decode-actors 32 --decode-cpus 1" in both["assumptions"]
 
 
 def _prices(path: Path, *, spot: bool) -> Path:
