@@ -59,7 +59,7 @@ def test_what_a_killed_writer_left_unfinished(store: Store) -> None:
         (store.root / ".tmp-0123").write_bytes(b"123")
     else:
         bucket, _, prefix = store.uri("").removeprefix("s3://").partition("/")
-        boto3.client("s3").create_multipart_upload(Bucket=bucket, Key=f"{prefix}/part-00009.parquet")
+        boto3.session.Session().client("s3").create_multipart_upload(Bucket=bucket, Key=f"{prefix}/part-00009.parquet")
     assert len(list(store.unfinished())) == 1
     time.sleep(1.1)  # a store may tell whole seconds
     assert run(Config(out=store.uri(""), grace_hours=SOON, delete=True))["orphans"] == 1
