@@ -51,20 +51,8 @@ def make_node(authority: Path, folder: Path, addresses: list[str]) -> None:
         (folder / "node.key").chmod(0o600)
         signer = ("-CA", authority / "authority.crt", "-CAkey", authority / "authority.key")
         serial = ("-CAserial", Path(scratch, "serial"), "-CAcreateserial")
-        _openssl(
-            "x509",
-            "-req",
-            "-in",
-            request,
-            *signer,
-            *serial,
-            "-days",
-            DAYS,
-            "-extfile",
-            names,
-            "-out",
-            folder / "node.crt",
-        )
+        into = ("-extfile", names, "-out", folder / "node.crt")
+        _openssl("x509", "-req", "-in", request, *signer, *serial, "-days", DAYS, *into)
 
 
 def own_addresses() -> list[str]:

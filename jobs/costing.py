@@ -22,7 +22,6 @@ Paid: each node for the hours of the stream and its idle time, those that build 
 a GET for each picture and each part of the descriptors (twice: training, filling), 2 PUTs for each part.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -30,30 +29,25 @@ from pathlib import Path
 from typing import Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import split_uri
 from jobs.estimating import Pool, Step, Stream
-from jobs.planning import cut
-from jobs.rates import Rates, first_fault
+from jobs.rates import Rates, Record, first_fault
 
 GBIT = 125e6  # bytes
 HOUR = 3600.0
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class HeadPrice(_Table):
+class HeadPrice(Record):
     """The head: it is there all the time and does no work."""
 
     instance: str
     per_hour: float = Field(ge=0)
 
 
-class GroupPrice(_Table):
+class GroupPrice(Record):
     """One node type."""
 
     instance: str
@@ -81,7 +75,7 @@ class GroupPrice(_Table):
         return self.spot_per_hour if self.spot and self.spot_per_hour is not None else self.per_hour
 
 
-class StorePrice(_Table):
+class StorePrice(Record):
     """The object store."""
 
     per_gib_month: float = Field(ge=0)
@@ -89,7 +83,7 @@ class StorePrice(_Table):
     per_1000_puts: float = Field(ge=0)
 
 
-class Prices(_Table):
+class Prices(Record):
     """The price table."""
 
     currency: str
@@ -134,6 +128,11 @@ class Work:
     model_cpus: float
     slow_share: float
     slow_factor: float
+
+    @property
+    def parts(self) -> int:
+        """Parts that the pictures are cut into."""
+        return -(-self.pictures // self.part_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +231,11 @@ class Inputs:
         """The groups in use with GPUs, or those without."""
         return {name: self.prices.groups[name] for name in self.nodes if bool(self.prices.groups[name].gpus) == gpus}
 
+    @property
+    def builders(self) -> dict[str, GroupPrice]:
+        """The groups that build the index: those without GPUs, else all."""
+        return self.groups(gpus=False) or self.groups(gpus=True)
+
 
 def _flags(nodes: Mapping[str, int], prices: Prices, work: Work) -> str:
     """Flags of `manet extract` that put its actors onto the nodes as they are reckoned here."""
@@ -262,7 +266,7 @@ def stream_of(inputs: Inputs) -> Stream:
         model = _on_gpus(inputs, *next(iter(with_gpus.items())), beside=not plain)
         pools = (*(_decoding(inputs, *item) for item in plain.items()), model)
     return Stream(
-        parts=len(cut(work.pictures, work.part_rows)),
+        parts=work.parts,
         pools=pools,
         in_flight=work.in_flight,
         buffer=2 * pools[-1].nodes * pools[-1].actors if len(pools) > 1 else 0,
@@ -354,12 +358,11 @@ def costs(inputs: Inputs, stream_s: float) -> Costs:
     """Costs of a stream that takes `stream_s` seconds, and of the index after it where that was measured."""
     work, speeds, prices = inputs.work, inputs.speeds, inputs.prices
     index_s = _index_s(inputs)
-    builders = inputs.groups(gpus=False) or inputs.groups(gpus=True)
     hours = {"extract": stream_s / HOUR, **({} if index_s is None else {"index": index_s / HOUR})}
     hours["total"] = sum(hours.values())
     nodes = {}
     for name, count in inputs.nodes.items():
-        held_s = stream_s + prices.idle_s + ((index_s or 0.0) if name in builders else 0.0)
+        held_s = stream_s + prices.idle_s + ((index_s or 0.0) if name in inputs.builders else 0.0)
         nodes[name] = count * prices.groups[name].paid_per_hour * held_s / HOUR
     head = prices.head.per_hour * (hours["total"] + prices.idle_s / HOUR)
     stored = {"gallery": work.pictures * speeds.picture_bytes, "descriptors": work.pictures * speeds.descriptor_bytes}
@@ -370,14 +373,13 @@ def costs(inputs: Inputs, stream_s: float) -> Costs:
         "descriptors written": stored["descriptors"],
     }
     resident = None
-    parts = len(cut(work.pictures, work.part_rows))
-    gets, puts = float(work.pictures), 2.0 * parts
+    gets, puts = float(work.pictures), 2.0 * work.parts
     if inputs.rates.index is not None:
         rate = inputs.rates.index
         stored["index"] = work.pictures * (rate.stored_bytes + 2 * (work.dim - rate.dim))
         resident = work.pictures * rate.resident_bytes
         moved |= {"descriptors read for the index": stored["descriptors"], "index written": stored["index"]}
-        gets += 2 * parts
+        gets += 2 * work.parts
     requests = gets / 1000 * prices.store.per_1000_gets + puts / 1000 * prices.store.per_1000_puts
     return Costs(
         hours=hours,
@@ -394,7 +396,7 @@ def costs(inputs: Inputs, stream_s: float) -> Costs:
 
 def _index_s(inputs: Inputs) -> float | None:
     """Seconds of building the index; None: nobody measured it."""
-    from manet.index import choose_factory
+    from manet.index import cells_of, choose_factory
 
     rate, work = inputs.rates.index, inputs.work
     if rate is None:
@@ -402,13 +404,6 @@ def _index_s(inputs: Inputs) -> float | None:
     cells = cells_of(choose_factory(work.pictures, work.dim)[0])
     if not cells:  # a flat index: nothing is trained, rows are copied
         return 0.0
-    builders = inputs.groups(gpus=False) or inputs.groups(gpus=True)
-    cpus = sum(inputs.nodes[name] * group.cpus for name, group in builders.items())
-    train = rate.train_cpu_s * (cells / rate.cells) ** 2 / max(group.cpus for group in builders.values())
+    cpus = sum(inputs.nodes[name] * group.cpus for name, group in inputs.builders.items())
+    train = rate.train_cpu_s * (cells / rate.cells) ** 2 / max(group.cpus for group in inputs.builders.values())
     return train + rate.fill_cpu_s * work.pictures / rate.rows * cells / rate.cells / cpus
-
-
-def cells_of(factory: str) -> int:
-    """Cells of an inverted file, as its factory string has them; 0: there is none."""
-    found = re.search(r"IVF(\d+)", factory)
-    return int(found.group(1)) if found else 0

@@ -23,7 +23,7 @@ pool do for one part each where there are two.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +102,6 @@ class Stream:
     """Of the nodes."""
     slow_factor: float = 1.0
     """How many times as long a slow node takes."""
-
-    def with_nodes(self, name: str, nodes: int) -> "Stream":
-        """The same with another number of nodes in a pool; the buffer grows and shrinks with the last pool."""
-        pools = tuple(replace(pool, nodes=nodes) if pool.name == name else pool for pool in self.pools)
-        before, after = self.pools[-1].nodes, pools[-1].nodes
-        return replace(self, pools=pools, buffer=math.ceil(self.buffer * after / before))
 
     def held(self, pool: Pool) -> int:
         """Parts that an actor of a pool holds at once; an actor before the last pool: one in hand, one on its way."""

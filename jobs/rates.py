@@ -19,11 +19,13 @@ from cluster.storage import split_uri
 from jobs.make import code
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A table of a file that people edit or benchmarks write: nothing unknown in it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Origin(_Record):
+class Origin(Record):
     """Where a rate comes from."""
 
     command: str
@@ -35,7 +37,7 @@ class Origin(_Record):
         return f"measured {self.date} on {self.hardware} at {self.commit[:7] or 'no commit'} by {self.command}"
 
 
-class DecodeRate(_Record):
+class DecodeRate(Record):
     """Fetching, decoding and resizing: pictures a CPU-second at `size` px, and mean bytes of a picture's file."""
 
     origin: Origin
@@ -44,7 +46,7 @@ class DecodeRate(_Record):
     picture_bytes: float = Field(gt=0)
 
 
-class ModelRate(_Record):
+class ModelRate(Record):
     """Describing: pictures a second of one worker on one device, bytes that it writes for each, seconds until it works."""
 
     origin: Origin
@@ -55,7 +57,7 @@ class ModelRate(_Record):
     start_s: float = Field(ge=0)
 
 
-class IndexRate(_Record):
+class IndexRate(Record):
     """Building an index of `rows` in `cells`: CPU-seconds of training and of filling, bytes a vector in store and in memory."""
 
     origin: Origin
@@ -68,7 +70,7 @@ class IndexRate(_Record):
     resident_bytes: float = Field(gt=0)
 
 
-class CoordinationRate(_Record):
+class CoordinationRate(Record):
     """Parts a second that the driver and the engine carried to `actors` actors when these were not the limit."""
 
     origin: Origin
@@ -76,7 +78,7 @@ class CoordinationRate(_Record):
     parts_per_s: float = Field(gt=0)
 
 
-class Rates(_Record):
+class Rates(Record):
     """What has been measured; models by device (`cpu`, or the GPU's name)."""
 
     decode: DecodeRate | None = None

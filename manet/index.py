@@ -73,7 +73,7 @@ def resident_bytes(rows: int, dim: int, cells: int, length: int) -> float:
 
 def full_shard(factory: str) -> int:
     """Rows of a full shard: so many that its lists are long, as each of them wastes half a block of codes."""
-    return _full_shard(_cells(factory))
+    return _full_shard(cells_of(factory))
 
 
 def _full_shard(cells: int) -> int:
@@ -115,10 +115,10 @@ def training_rows(factory: str, rows: int) -> int:
     """How many rows of a uniform sample train a factory's quantizers."""
     if factory == "Flat":
         return min(rows, 1)
-    return min(rows, max(_cells(factory) * _MAX_POINTS_PER_CELL, _MAX_PQ_POINTS))
+    return min(rows, max(cells_of(factory) * _MAX_POINTS_PER_CELL, _MAX_PQ_POINTS))
 
 
-def _cells(factory: str) -> int:
+def cells_of(factory: str) -> int:
     """Cells of a factory's inverted file; 0: it has none."""
     return max([int(piece[3:].split("_")[0]) for piece in factory.split(",") if piece.startswith("IVF")], default=0)
 

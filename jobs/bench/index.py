@@ -28,11 +28,10 @@ from jobs.bench.by_hand import K, batches
 from jobs.bench.probing import Measured, measured, measured_job
 from jobs.bench.truth import gallery_file, recall, say_table
 from jobs.bench.vectors import held_out
-from jobs.costing import cells_of
 from jobs.querying import open_index, open_searcher
 from jobs.rates import IndexRate, Rates, add_rates, origin
 from manet.exact import exact_search
-from manet.index import choose_factory, split_factory, training_rows
+from manet.index import cells_of, choose_factory, split_factory, training_rows
 from manet.search import Searcher
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
