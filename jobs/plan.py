@@ -195,7 +195,7 @@ def _left_out(inputs: Inputs) -> list[str]:
     if inputs.rates.index is None:
         found.append("the index (no measured rate; `manet bench index --rates FILE` measures it)")
     if inputs.rates.coordination is None:
-        found.append("the driver's own limit (`manet bench coordination --rates FILE` measures it)")
+        found.append("the driver's own limit (`manet bench coordination --rate 1000 --rates FILE` measures it)")
     if inputs.work.pictures > DRIVER_ROWS:
         found.append(
             f"the driver's memory: it reads the catalogue's ids whole, which was not tried beyond {DRIVER_ROWS} rows"

@@ -1,7 +1,7 @@
 """`bench coordination`: what the stream itself costs, with model actors that sleep as long as a GPU would compute.
 
   manet bench coordination --actors 64 --rate 100 --rate 500 --rate 1000
-  manet bench coordination --actors 64 --rate 1000 --part-rows 4096 --rates rates.json
+  manet bench coordination --actors 64 --rate 1000 --rates rates.json
 
 Real: Ray and Ray Data, the units and their way to the actors, one process an actor with its threads and turns, the parts and
 receipts that they write (to a folder of this machine), the counts that the driver adds up. Simulated: the GPU (a sleep
@@ -11,7 +11,7 @@ lower bound.
 
 The rates are measured one after the other on the same actors. The share kept is the rate between the first and the last quarter
 of the parts at one rate, while all actors work, over actors x rate. With --rates the highest rate of parts is written down for
-`manet plan`.
+`manet plan`, if at some rate less than 0.9 was kept: else the actors were the limit.
 """
 
 import os
