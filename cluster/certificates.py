@@ -4,9 +4,11 @@ Ray checks a server's address against its certificate, so that a node needs one 
 authority's key travels to every node with the token (`ray_cluster.yaml`, file_mounts). Needs `openssl`.
 """
 
+import contextlib
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -25,14 +27,16 @@ def make_authority(folder: Path) -> None:
     """Write `authority.crt` and `authority.key` into `folder`, readable by its owner alone.
 
     Raises:
-        RefusedError: one is there already, or openssl fails.
+        RefusedError: one is there already, the folder cannot be written, or openssl fails; then none is left.
     """
     if (folder / "authority.key").exists():
         raise RefusedError(f"{folder}/authority.key is there already; delete it to make another authority")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = ("-keyout", folder / "authority.key", "-out", folder / "authority.crt")
-    _openssl("req", "-x509", *_KEY, "-subj", "/CN=manet authority", "-days", DAYS, *files)
-    (folder / "authority.key").chmod(0o600)
+    with _scratch(folder) as scratch:
+        files = ("-keyout", scratch / "authority.key", "-out", scratch / "authority.crt")
+        _openssl("req", "-x509", *_KEY, "-subj", "/CN=manet authority", "-days", DAYS, *files)
+        (scratch / "authority.key").chmod(0o600)
+        for name in ("authority.crt", "authority.key"):  # the key, which says that there is one, comes last
+            (scratch / name).replace(folder / name)
 
 
 def make_node(authority: Path, folder: Path, addresses: list[str]) -> None:
@@ -43,16 +47,17 @@ def make_node(authority: Path, folder: Path, addresses: list[str]) -> None:
     """
     if not (authority / "authority.key").exists():
         raise RefusedError(f"no {authority}/authority.key; make it with: python -m cluster.certificates authority")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory() as scratch:
-        request, names = Path(scratch, "node.csr"), Path(scratch, "names")
+    with _scratch(folder) as scratch:
+        request, names, key = scratch / "node.csr", scratch / "names", scratch / "node.key"
         names.write_text("subjectAltName=DNS:localhost," + ",".join(f"IP:{address}" for address in addresses))
-        _openssl("req", *_KEY, "-subj", "/CN=node", "-keyout", folder / "node.key", "-out", request)
-        (folder / "node.key").chmod(0o600)
+        _openssl("req", *_KEY, "-subj", "/CN=node", "-keyout", key, "-out", request)
+        key.chmod(0o600)
         signer = ("-CA", authority / "authority.crt", "-CAkey", authority / "authority.key")
-        serial = ("-CAserial", Path(scratch, "serial"), "-CAcreateserial")
-        into = ("-extfile", names, "-out", folder / "node.crt")
+        serial = ("-CAserial", scratch / "serial", "-CAcreateserial")
+        into = ("-extfile", names, "-out", scratch / "node.crt")
         _openssl("x509", "-req", "-in", request, *signer, *serial, "-days", DAYS, *into)
+        for name in ("node.crt", "node.key"):
+            (scratch / name).replace(folder / name)
 
 
 def own_addresses() -> list[str]:
@@ -63,13 +68,26 @@ def own_addresses() -> list[str]:
     return sorted({"127.0.0.1", found})
 
 
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder within `folder`, which is made, for files that are moved there when all of them are whole."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise RefusedError(f"{error.filename or folder}: {error.strerror}; give another --folder") from error
+
+
 def _openssl(*arguments: object) -> None:
     try:
         subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, text=True, timeout=60)
     except FileNotFoundError as error:
         raise RefusedError("openssl is not installed; install your system's package openssl") from error
     except subprocess.CalledProcessError as error:
-        raise RefusedError(f"openssl failed: {error.stderr.strip().splitlines()[-1]}") from error
+        raise RefusedError(f"openssl failed: {(error.stderr.strip() or 'it says nothing').splitlines()[-1]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise RefusedError("openssl did not end within 60 s") from error
 
 
 @click.group(help=__doc__)

@@ -1,6 +1,6 @@
 """Independent units of work as Ray tasks: bounded in flight, results in order of completion, the first error ends the run."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from cluster.session import require_resources
@@ -16,6 +16,7 @@ def run_tasks(
     cpus: float = 1.0,
     gpus: float = 0.0,
     in_flight: int = 64,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[_Result]:
     """Run `work(unit)` for every unit on the running session.
 
@@ -25,6 +26,7 @@ def run_tasks(
         cpus: CPUs that one task books and may use.
         gpus: GPUs of one task.
         in_flight: most tasks submitted at once.
+        environ: more variables of the processes that run them.
 
     Yields:
         The results, as they come.
@@ -41,7 +43,8 @@ def run_tasks(
     def call(unit: _Unit) -> _Result:  # a plain function: ray.remote takes no functools.partial
         return work(unit)
 
-    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(call)
+    options: dict[str, Any] = {"runtime_env": {"env_vars": dict(environ)}} if environ else {}
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, **options)(call)
     waiting: list[Any] = []
     queue = iter(units)
     try:

@@ -128,6 +128,8 @@ def _nodes(config: Config, prices: Prices) -> dict[str, int]:
             raise BadInputError(f"--nodes {item}: the price table has the groups {', '.join(prices.groups)}")
         if not count.isdecimal():
             raise BadInputError(f"--nodes {item}: give GROUP=COUNT")
+        if name in found:
+            raise BadInputError(f"--nodes {item}: the group {name} is given twice")
         found[name] = int(count)
     if not any(found.values()):
         raise BadInputError(f"--nodes is required: GROUP=COUNT of {', '.join(prices.groups)}")

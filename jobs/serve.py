@@ -16,6 +16,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,19 @@ from pydantic import Field
 from cluster.errors import BadInputError, JobFailedError
 from cluster.session import SessionConfig, is_session_lost, joins_cluster, quiet, ray_session, require_resources
 from cluster.telemetry import say
+from jobs.memory import FOR_PASSES, inherited
 from jobs.querying import open_index, query_spec
 from jobs.serving.settings import ServingConfig
 
 _NAME = "manet"
 _LOOK_S = 0.5  # in which Ray's processes end, where a signal reached them too
-_THROUGHPUT = (
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED"  # fewer hops between threads; for the replicas: a driver's handles want the other
-)
+_RAY_SERVE = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # fewer hops between threads
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # else every gateway listens at a port of its own as well
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # a tenth of it keeps a twentieth of a core busy
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+}
+"""Of Ray Serve's own processes on this machine alone; a driver's handles want others, and a cluster has its own."""
 
 
 class Config(SessionConfig, ServingConfig):
@@ -53,9 +59,9 @@ def run(config: Config) -> dict[str, Any]:
     model = spec.open_model(config.model)
     _require_port(config)
     began = time.monotonic()
-    os.environ[_THROUGHPUT] = "1"
-    with ray_session(config):
-        del os.environ[_THROUGHPUT]
+    with ExitStack() as stack:
+        with inherited(_RAY_SERVE):
+            stack.enter_context(ray_session(config))
         from ray import serve
 
         require_resources(
@@ -90,7 +96,7 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    from jobs.serving.embedder import MOST_BATCHED, Embedder, EmbedderSettings, ongoing
+    from jobs.serving.embedder import MOST_BATCHED, Embedder, EmbedderSettings
     from jobs.serving.gateway import Gateway
     from jobs.streaming import picture_config
     from manet.images import auto_batch
@@ -101,11 +107,12 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
     settings = EmbedderSettings(model=model, spec=spec, pictures=pictures, gpu=config.gpu)
     batch = spec.batch_size or (MOST_BATCHED if config.gpu else auto_batch(pictures.size))
     pending = config.pending or -(-config.embedders * max(8, 4 * batch) // config.gateways)
+    taken = pending + 256  # a gateway turns searches away itself, and has others to answer
     drain = config.request_seconds + 5
     embedder = serve.deployment(
         num_replicas=config.embedders,
-        max_ongoing_requests=ongoing(batch),
-        ray_actor_options={"num_cpus": 1, "num_gpus": float(config.gpu)},
+        max_ongoing_requests=taken * config.gateways,  # never reached: a handle that waits for room looks for it late
+        ray_actor_options={"num_cpus": 1, "num_gpus": float(config.gpu), "runtime_env": {"env_vars": FOR_PASSES}},
         graceful_shutdown_timeout_s=drain,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=2,
@@ -113,7 +120,7 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
     plain = ServingConfig(**{name: getattr(config, name) for name in ServingConfig.model_fields})
     gateway = serve.deployment(
         num_replicas=config.gateways,
-        max_ongoing_requests=pending + 256,  # it turns searches away itself, and has others to answer
+        max_ongoing_requests=taken,
         ray_actor_options={"num_cpus": 0},  # it mostly waits; decode processes and searches take what embedders leave
         graceful_shutdown_timeout_s=drain,
         graceful_shutdown_wait_loop_s=0.2,

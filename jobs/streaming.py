@@ -28,6 +28,7 @@ from cluster.streams import alive_nodes, configure_data, open_board, waiting_for
 from cluster.telemetry import Meter, say
 from jobs.config import deciding, how
 from jobs.inputs import Table, local_copy
+from jobs.memory import FOR_PASSES
 from jobs.pictures import check_rejects
 from jobs.planning import Ask, Node, Plan, Unit, cut, fit
 from jobs.workers import COUNTED, Describe, Fetch, ModelActor
@@ -57,6 +58,9 @@ class DescribeConfig(SessionConfig):
     """Fewest model actors; the job is refused when the cluster has no room for them. 0: one."""
     model_gpus: float = how(0.0, ge=0)
     """GPUs of one model actor; 0: it runs on the CPU."""
+    device: Literal["auto", "cpu", "cuda"] = how("auto")
+    """What the model computes on; auto: a GPU if --model-gpus books one. cpu beside --model-gpus rehearses a cluster
+    whose nodes only say that they have GPUs."""
     model_cpus: float = how(0.75, gt=0)
     """CPUs that Ray books for one model actor; it computes on one thread for each whole CPU, at least one."""
     decoders: int = how(0, ge=0)
@@ -73,6 +77,13 @@ class DescribeConfig(SessionConfig):
     """Seconds without any progress after which the job fails, naming what it waits for."""
     max_rejects: float = how(0.01, ge=0, le=1)
     """Share of the pictures that may be rejected before the job counts as failed (everything else is saved first)."""
+
+    @property
+    def computes_on(self) -> Literal["cpu", "cuda"]:
+        """The device of the model actors."""
+        if self.device == "auto":
+            return "cuda" if self.model_gpus > 0 else "cpu"
+        return self.device
 
     @staticmethod
     def describing() -> list[str]:
@@ -282,6 +293,7 @@ def flow(
         ),
         num_cpus=config.model_cpus,
         num_gpus=config.model_gpus,
+        runtime_env={"env_vars": FOR_PASSES},
     )
     yield from stream.iter_rows()
 

@@ -25,6 +25,7 @@ from cluster.storage import arrow_filesystem
 from cluster.streams import alive_nodes, configure_data
 from cluster.telemetry import Meter, say
 from jobs.inputs import fetch_weights, local_copy
+from jobs.memory import FOR_TRAINING
 from jobs.parquet import read_parquet
 from jobs.pictures import load_picture
 from manet.config import NetworkConfig
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from manet.network import MANet
 
 DECODER_TIMES = 10  # how much faster the saliency decoder, which starts at random, learns than its pretrained encoder
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36), "MALLOC_ARENA_MAX": "1"}
-"""glibc returns every large tensor to the kernel and asks for it again at the next layer; so it keeps them."""
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 
 
@@ -128,7 +127,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
         ),
         run_config=cast(Any, ray.train.RunConfig)(  # its types are those of Ray Train's first version
             name="run",
-            worker_runtime_env={"env_vars": KEEP_MEMORY},
+            worker_runtime_env={"env_vars": FOR_TRAINING},
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=plan.retries),

@@ -120,6 +120,7 @@ class ModelActor:
         loader: Callable[[], Loads] | None,
     ) -> None:
         self._store, self._claim = writer
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._metrics = Metrics()
         self._at: dict[int, str] = {}  # unit -> stage that it is in
         self._ended = 0.0  # when the model last ended a unit
@@ -135,7 +136,7 @@ class ModelActor:
         except (ClusterError, ManetError) as error:
             self._failure = str(error)
         if board is not None:
-            keep_reporting(board, f"{socket.gethostname()}:{os.getpid()}", self._stages)
+            keep_reporting(board, self._name, self._stages)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Counts of a unit that is done; or its failure."""
@@ -150,7 +151,7 @@ class ModelActor:
                 self._at.pop(unit.index, None)
         counts |= self._again()
         self._export(counts)
-        return {"unit": unit.index, **counts, "failure": failure}
+        return {"unit": unit.index, "actor": self._name, **counts, "failure": failure}
 
     def _unit(self, unit: Unit, row: dict[str, Any]) -> dict[str, float]:
         self._at[unit.index] = "loading"
@@ -249,7 +250,7 @@ class Describe(ModelActor):
         return Describer(
             load_model(local_copy(model)),
             names=names,
-            device="cuda" if config.model_gpus > 0 else "cpu",
+            device=config.computes_on,
             batch_size=config.batch_size,
             precision=config.precision,
             compiled=config.compile,

@@ -13,11 +13,14 @@ _FIELDS = {"apiVersion", "kind", "resources", "components", "images", "patches"}
 def build(folder: Path) -> tuple[list[Document], list[str]]:
     """The manifests of a kustomization's folder, and what is wrong with it; a test holds them against kubectl's."""
     faults: list[str] = []
-    return _build(folder.resolve(), [], faults), faults
+    return _build(folder.resolve(), [], faults, ()), faults
 
 
-def _build(folder: Path, given: list[Document], faults: list[str]) -> list[Document]:
-    file = folder / "kustomization.yaml"
+def _build(folder: Path, given: list[Document], faults: list[str], within: tuple[Path, ...]) -> list[Document]:
+    file, inside = folder / "kustomization.yaml", (*within, folder)
+    if folder in within:
+        faults.append(f"{folder.name}/kustomization.yaml includes itself")
+        return given
     if not file.exists():
         faults.append(f"no {folder.name}/kustomization.yaml")
         return given
@@ -29,13 +32,13 @@ def _build(folder: Path, given: list[Document], faults: list[str]) -> list[Docum
     for name in wanted.get("resources", []):
         path = (folder / name).resolve()
         if path.is_dir():
-            documents += _build(path, [], faults)
+            documents += _build(path, [], faults, inside)
         elif path.exists():
             documents += [document for document in yaml.safe_load_all(path.read_text()) if document]
         else:
             faults.append(f"{folder.name}/kustomization.yaml: resource {name} is not there")
     for name in wanted.get("components", []):
-        documents = _build((folder / name).resolve(), documents, faults)
+        documents = _build((folder / name).resolve(), documents, faults, inside)
     for patch in wanted.get("patches", []):
         _patch(documents, patch, folder, faults)
     for image in wanted.get("images", []):

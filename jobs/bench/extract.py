@@ -4,13 +4,15 @@
 
 Pictures a second of the job (fetch, decode, describe, write), in the same run and on the same number of workers and threads,
 beside: the bare model on decoded pictures in memory; what a person writes with a PyTorch DataLoader and the same model;
-the loader alone; reads from the store alone. The job's rate is that of its steady state: from the first finished part to
-the last one; its start-up is reported apart. With --out also `extract.json` and `extract.png` (where the time goes).
+the loader alone; reads from the store alone. The job's rate is that of its steady state: for each model actor from its first
+finished part to its last one, summed; its start-up is reported apart. The bare model is measured before the job and after
+it, and the better rate counts. With --out also `extract.json` and `extract.png` (where the time goes).
 """
 
 import json
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -28,6 +30,7 @@ from jobs.bench.by_torchvision import Pictures
 from jobs.bench.plotting import seconds_png
 from jobs.inputs import Table, open_model, open_table
 from jobs.loading import FETCHES
+from jobs.memory import FOR_PASSES
 from jobs.pictures import load_picture
 from jobs.planning import cut
 from jobs.rates import ModelRate, Rates, add_rates, origin
@@ -72,12 +75,13 @@ def run(config: Config) -> dict[str, Any]:
         workers = config.model_actors or cluster_cpus()
         if rows < workers * _LEAST:
             raise BadInputError(f"--pictures {rows} are too few for {workers} workers: give {_LEAST} for each")
+        loop = _together(config, workers, _loop(config, table, model, workers, rows))
         bare = _bare(config, table, model, workers, rows)
         job = _job(config, table, model, units)
-        loop = _together(config, workers, _loop(config, table, model, workers, rows))
+        bare = max(bare, _bare(config, table, model, workers, rows))
         loader = _together(config, workers, _loader(config, table, model, workers, rows))
         store = _together(config, workers, _reads(table, workers, rows))
-        device = next(iter(run_tasks(_device, [config.model_gpus], gpus=config.model_gpus)))
+        device = next(iter(run_tasks(_device, [config.computes_on], gpus=config.model_gpus)))
     if config.rates:
         part_s = config.part_rows * workers * (1 / bare + 1 / loader)  # of the first part, which the start-up holds too
         measured = ModelRate(
@@ -127,13 +131,14 @@ def _bare(config: Config, table: Table, model: Artifact, workers: int, rows: int
             done += len(pixels)
         return started, time.time(), done
 
-    spans = list(run_tasks(measure, list(range(workers)), cpus=config.model_cpus, gpus=config.model_gpus))
+    tasks = run_tasks(measure, list(range(workers)), cpus=config.model_cpus, gpus=config.model_gpus, environ=FOR_PASSES)
+    spans = list(tasks)
     return float(sum(done / (stop - start) for start, stop, done in spans))
 
 
-def _device(gpus: float) -> str:
+def _device(device: str) -> str:
     """What the model runs on: `cpu`, or the GPU's name."""
-    if not gpus:
+    if device == "cpu":
         return "cpu"
     import torch
 
@@ -141,18 +146,25 @@ def _device(gpus: float) -> str:
 
 
 def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dict[str, float]:
-    """Steady rate of the stream, the seconds to its first finished part, sums over all parts."""
+    """Steady rate of the stream, the seconds to its first finished part, sums over all parts.
+
+    Raises:
+        BadInputError: no model actor described two parts.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         writer = ArtifactWriter.open(f"{scratch}/out", "descriptors", config={}, claimed=(), inputs={})
         started = time.monotonic()
-        marks = []
-        done, sums = 0, dict.fromkeys((*_STAGES, "write_bytes"), 0.0)
+        ends, sums = defaultdict[str, list[tuple[float, int]]](list), dict.fromkeys((*_STAGES, "write_bytes"), 0.0)
         for counts in stream((writer.store, writer.claim_sha256), table, model, config, (config.descriptor,), units):
-            done += int(counts["rows"] + counts["rejects"])
-            marks.append((time.monotonic(), done))
+            ends[str(counts["actor"])].append((time.monotonic(), int(counts["rows"] + counts["rejects"])))
             sums = {name: sums[name] + float(counts[name]) for name in sums}
-    first, last = marks[0], marks[-1]
-    return {**sums, "rate": (last[1] - first[1]) / (last[0] - first[0]), "start_up": first[0] - started}
+    steady = [parts for parts in ends.values() if len(parts) > 1]
+    if not steady:
+        raise BadInputError(
+            f"--pictures make {len(units)} parts, one for each actor: give more, or a smaller --part-rows"
+        )
+    rate = sum(sum(rows for _, rows in parts[1:]) / (parts[-1][0] - parts[0][0]) for parts in steady)
+    return {**sums, "rate": rate, "start_up": min(parts[0][0] for parts in ends.values()) - started}
 
 
 def _together(config: Config, workers: int, measure: Callable[[int], tuple[float, int]]) -> float:
@@ -178,7 +190,7 @@ def _loop(config: Config, table: Table, model: Artifact, workers: int, rows: int
 
         describer = Describe.load(model, (config.descriptor,), config)
         uris = [uri for _, uri in table.pictures(*_share(table, worker, workers, rows))]
-        batch = config.batch_size or (auto_batch(pictures.size) if not config.model_gpus else 32)
+        batch = config.batch_size or (auto_batch(pictures.size) if config.computes_on == "cpu" else 32)
         dataset: Any = Pictures(uris, pictures.size)
         loader: Any = DataLoader(dataset, batch, num_workers=1, multiprocessing_context="spawn", prefetch_factor=8)
         kept, began, done = [], 0.0, 0

@@ -33,6 +33,7 @@ from cluster.telemetry import say
 from jobs.bench.load import offer
 from jobs.bench.truth import say_table
 from jobs.inputs import local_copy, open_table
+from jobs.memory import FOR_PASSES, inherited
 from jobs.pictures import Picture, fetch_picture
 from jobs.querying import QuerySpec, open_index, query_spec
 from jobs.streaming import picture_config
@@ -141,7 +142,8 @@ def _bare(folder: str, spec: QuerySpec, pixels: Picture, config: Config) -> floa
     """Pictures a second of the model alone, in as many processes as there are embedders, which begin together."""
     context = get_context("spawn")
     together = context.Barrier(config.embedders)
-    with ProcessPoolExecutor(config.embedders, mp_context=context, initializer=_ready, initargs=(together,)) as pool:
+    pool = ProcessPoolExecutor(config.embedders, mp_context=context, initializer=_ready, initargs=(together,))
+    with inherited(FOR_PASSES), pool:
         work = [pool.submit(_describe_for, folder, spec, pixels, config.seconds) for _ in range(config.embedders)]
         rate = sum(each.result() for each in work)
     say(f"bench serve: the bare model describes {rate:.2f} pictures a second")

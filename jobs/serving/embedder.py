@@ -18,7 +18,6 @@ from manet.images import PictureConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_BATCHED = 64
-_SPARE = 2  # batches waiting at a replica beside the one in work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +162,3 @@ class Together:
                 if not future.done():
                     future.set_result(result)
         self._task = None
-
-
-def ongoing(batch: int) -> int:
-    """Requests that a replica takes before the handle keeps the others back."""
-    return batch * (1 + _SPARE)

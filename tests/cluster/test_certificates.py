@@ -1,5 +1,6 @@
 """The authority and the nodes' certificates; slow: a cluster of two nodes under TLS."""
 
+import os
 import subprocess
 import sys
 import time
@@ -48,6 +49,21 @@ def test_an_authority_is_not_replaced_and_must_be_there(files: tuple[Path, Path]
     none = _make("node", "--authority", tmp_path / "none", "--folder", tmp_path / "x")
     assert none.returncode == 2
     assert none.stderr.startswith(f"Error: no {tmp_path}/none/authority.key")
+
+
+def test_openssl_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """A stand-in for openssl that writes the key and then fails, as on a full disk; then the real one."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "openssl"
+    fake.write_text('#!/bin/sh\nwhile [ "$1" != -keyout ]; do shift; done\necho x > "$2"\necho no room >&2\nexit 1\n')
+    fake.chmod(0o700)
+    command = [sys.executable, "-m", "cluster.certificates", "authority", "--folder", str(tmp_path / "made")]
+    environ = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environ, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("openssl failed: no room")
+    assert list((tmp_path / "made").iterdir()) == []
+    assert _make("authority", "--folder", tmp_path / "made").returncode == 0
 
 
 _TASK = """

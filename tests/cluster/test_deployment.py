@@ -131,3 +131,10 @@ def test_faults_are_lines_and_the_exit_code_is_two(tmp_path: Path) -> None:
     ]
     command = [sys.executable, "-m", "cluster.validate", "cluster/iam/worker.json"]
     assert subprocess.run(command, capture_output=True, timeout=60, cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_kustomization_that_includes_itself_is_a_fault(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kustomization.yaml").write_text(f"resources: [../{other}]\n")
+    assert kustomize.build(tmp_path / "a") == ([], ["a/kustomization.yaml includes itself"])

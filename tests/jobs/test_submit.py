@@ -40,12 +40,12 @@ def ray_cluster(s3: LocalS3) -> Iterator[RealCluster]:
 def submit(made: RealCluster, *arguments: object, timeout: float = 500, **environ: str) -> Done:
     """`manet submit`, as a user types it."""
     return subprocess.run(
-        _command(made, *arguments), capture_output=True, text=True, timeout=timeout, cwd=ROOT,
+        command_line(made, *arguments), capture_output=True, text=True, timeout=timeout, cwd=ROOT,
         env={**made.environ, **environ}, check=False,
     )  # fmt: skip
 
 
-def _command(made: RealCluster, *arguments: object, address: str = "") -> list[str]:
+def command_line(made: RealCluster, *arguments: object, address: str = "") -> list[str]:
     own = ("--address", address or made.address, "--python", sys.executable)
     return [sys.executable, "-m", "jobs", "submit", *own, *map(str, arguments)]
 
@@ -254,7 +254,7 @@ def test_a_dropped_connection_is_made_again(ray_cluster: RealCluster, tmp_path: 
     wire = Wire(ray_cluster.dashboard)
     address = f"http://127.0.0.1:{wire.port}"
     flags = ("render", "--products", PRODUCTS, "--queries", 0, "--size", 480, "--out", tmp_path / "shop")
-    command = _command(ray_cluster, *flags, address=address)
+    command = command_line(ray_cluster, *flags, address=address)
     log = tmp_path / "log"
     with log.open("w") as file:
         client = subprocess.Popen(command, cwd=ROOT, env=ray_cluster.environ, stdout=file, stderr=file)
@@ -317,7 +317,7 @@ def test_after_a_crash_of_the_head_the_same_command_goes_on(shop: Path, model: P
     flags = ("extract", "--catalog", shop / "catalog", "--model", model, "--part-rows", 4, "--size", 320)
     out = tmp_path / "descriptors"
     with RealCluster(head_cpus=2) as made:
-        command = _command(made, "--reconnect-seconds", 120, *flags, "--out", out)
+        command = command_line(made, "--reconnect-seconds", 120, *flags, "--out", out)
         client = subprocess.Popen(command, cwd=ROOT, env=made.environ, stderr=subprocess.PIPE, text=True)
         try:
             receipts = out / "receipts"
