@@ -11,7 +11,7 @@ from cluster.tasks import run_tasks
 from tests.clusters import RealCluster
 from tests.conftest import ROOT
 from tests.jobs.helpers import summary_of
-from tests.jobs.test_submit import _command, submit
+from tests.jobs.test_submit import command_line, submit
 
 
 def test_what_this_machine_can_never_run_is_refused_at_once() -> None:
@@ -35,7 +35,7 @@ def test_a_job_waits_for_a_node(tmp_path: Path) -> None:
         assert "did not come within 6 s" in done.stderr.splitlines()[-1]
         assert "raise --wait-for-resources" in done.stderr.splitlines()[-1]
         client = subprocess.Popen(
-            _command(made, *render),
+            command_line(made, *render),
             cwd=ROOT,
             env=made.environ,
             text=True,

@@ -227,6 +227,7 @@ def test_bad_flags_and_files_are_one_line(tmp_path: Path) -> None:
         ({"nodes": ("lathe=2",)}, "groups decode, gpu"),
         ({"nodes": ("decode=many",)}, "GROUP=COUNT"),
         ({"nodes": ()}, "--nodes is required"),
+        ({"nodes": ("gpu=2", "gpu=3")}, "the group gpu is given twice"),
         ({"nodes": ("decode=1",), "prices": str(tmp_path / "none.yaml")}, "no such file"),
         ({"nodes": ("decode=1",), "rates": str(tmp_path / "none.json")}, "no such file"),
         ({"nodes": ("decode=1",), "rates": str(table)}, "Extra inputs"),

@@ -4,6 +4,7 @@ import pytest
 
 from cluster.errors import BadInputError
 from jobs.planning import Ask, Node, cut, fit
+from jobs.streaming import DescribeConfig
 
 
 def _ask(**fields: float) -> Ask:
@@ -52,3 +53,9 @@ def test_what_never_fits_is_refused_at_once_but_for_a_cluster_that_grows() -> No
         assert fit(nodes, ask, 10, scales=True).models >= 1
     grown = fit(nodes, _ask(models=8), 10, scales=True)
     assert (grown.models, grown.models_max) == (2, 8)  # the others start when nodes come
+
+
+def test_a_model_computes_on_what_is_booked_unless_it_is_told() -> None:
+    assert DescribeConfig().computes_on == "cpu"
+    assert DescribeConfig(model_gpus=0.5).computes_on == "cuda"
+    assert DescribeConfig(model_gpus=1, device="cpu").computes_on == "cpu"
