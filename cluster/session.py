@@ -35,6 +35,15 @@ class SessionConfig(BaseModel):
     """Seconds that a job on a cluster waits for nodes with the CPUs and GPUs that it needs to start; then it fails."""
 
 
+def beside_driver() -> dict[str, Any]:
+    """Options of a small actor that is lost with the driver's node alone, however many others are."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+
+
 _running = SessionConfig()  # of the session that this process is in
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from cluster.errors import JobFailedError
-from cluster.session import quiet
+from cluster.session import beside_driver, quiet
 
 _Item = TypeVar("_Item")
 TICK_S = 1.0  # s between two looks at a stream that gives nothing
@@ -84,7 +84,7 @@ def open_board() -> Any:  # noqa: ANN401 - a handle of a Ray actor
     """A board on the running session."""
     import ray
 
-    return ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+    return ray.remote(**beside_driver())(Board).remote()
 
 
 def waiting_for(board: Any) -> str:  # noqa: ANN401

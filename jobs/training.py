@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.artifact import Artifact
 from cluster.errors import ClusterError, JobFailedError
-from cluster.session import cluster_cpus, quiet, require_resources
+from cluster.session import beside_driver, cluster_cpus, quiet, require_resources
 from cluster.storage import arrow_filesystem
 from cluster.streams import alive_nodes, configure_data
 from cluster.telemetry import Meter, say
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 DECODER_TIMES = 10  # how much faster the saliency decoder, which starts at random, learns than its pretrained encoder
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
+_MOMENTS = "optimizer.safetensors"
+_RESIZE_S = 300.0  # between two looks for room for more workers: taking them in costs the epoch that is under way
 
 
 class Plan(BaseModel):
@@ -65,14 +67,18 @@ class Plan(BaseModel):
     frozen_stride: int
     seed: int
     workers: int
+    workers_min: int
     worker_cpus: float
     worker_gpus: float
     retries: int
 
-    @property
-    def steps(self) -> int:
+    def batch_of(self, workers: int) -> int:
+        """Pictures that each of so many workers takes a step."""
+        return max(1, self.batch_size // workers)
+
+    def steps(self, workers: int) -> int:
         """Steps of one epoch."""
-        return max(1, math.ceil(self.train_rows / (max(1, self.batch_size // self.workers) * self.workers)))
+        return max(1, math.ceil(self.train_rows / (self.batch_of(workers) * workers)))
 
     @property
     def views(self) -> int:
@@ -110,22 +116,23 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     require_resources(
         cpus=plan.worker_cpus,
         gpus=plan.worker_gpus,
-        workers=plan.workers,
+        workers=plan.workers_min,
         spare_cpus=DECODE_CPUS,
-        flags="--workers / --worker-cpus / --worker-gpus",
+        flags="--workers / --workers-min / --worker-cpus / --worker-gpus",
     )
     filesystem, path = arrow_filesystem(checkpoints)
     in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
-    progress = Queue(actor_options={"num_cpus": 0})
+    progress, clock = Queue(actor_options=beside_driver()), _open_clock()
     trainer = TorchTrainer(
         _loop,
-        train_loop_config={"plan": plan, "progress": progress},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers,
+        train_loop_config={"plan": plan, "progress": progress, "clock": clock},
+        scaling_config=cast(Any, ray.train.ScalingConfig)(  # its types are those of Ray Train's first version
+            num_workers=plan.workers if plan.workers_min == plan.workers else (plan.workers_min, plan.workers),
+            elastic_resize_monitor_interval_s=_RESIZE_S,
             use_gpu=plan.worker_gpus > 0,
             resources_per_worker={"CPU": plan.worker_cpus} | ({"GPU": plan.worker_gpus} if plan.worker_gpus else {}),
         ),
-        run_config=cast(Any, ray.train.RunConfig)(  # its types are those of Ray Train's first version
+        run_config=cast(Any, ray.train.RunConfig)(
             name="run",
             worker_runtime_env={"env_vars": FOR_TRAINING},
             storage_path=path,
@@ -133,7 +140,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             failure_config=ray.train.FailureConfig(max_failures=plan.retries),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-        datasets={split: _stream(masks, split, plan) for split in ("train", "val")},
+        datasets={split: _stream(masks, split, plan, clock) for split in ("train", "val")},
         dataset_config=ray.train.DataConfig(execution_options=in_order),
     )
     listener = threading.Thread(target=_listen, args=(progress, meter), daemon=True)
@@ -182,32 +189,58 @@ def _listen(progress: Any, meter: Meter) -> None:  # noqa: ANN401 - ray.util.que
                 say("train: " + ", ".join(f"{name} {value}" for name, value in news.items()))
 
 
-def _stream(masks: Artifact, split: str, plan: Plan) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
+def _open_clock() -> Any:  # noqa: ANN401 - a handle of a Ray actor
+    """An actor that knows the epoch. A stream of Ray Data counts how often it was played, but anew after a restart."""
+    import ray
+
+    class Clock:
+        def __init__(self) -> None:
+            self._epoch = -1
+
+        def set(self, epoch: int) -> None:
+            self._epoch = epoch
+
+        def get(self) -> int:
+            return self._epoch
+
+    return ray.remote(**beside_driver())(Clock).remote()
+
+
+def _stream(masks: Artifact, split: str, plan: Plan, clock: Any) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
     """A Ray Data stream of one split: `pixels` [V, S, S, 3], `mask` [V, S, S], `label`; V augmented views for training, else
     the picture as it is.
     """
     import ray
-    from ray.data.expressions import random
 
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
-    stream = ray.data.from_items([{"part": part.name} for part in parts], override_num_blocks=len(parts))
-    return stream.with_column(
-        "draw", random(seed=plan.seed), num_cpus=DECODE_CPUS
-    ).map_batches(  # other numbers in every epoch
+    rows = [{"part": part.name, "at": at} for at, part in enumerate(parts)]
+    return ray.data.from_items(rows, override_num_blocks=len(parts)).map_batches(
         cast(Any, _decode),
         batch_size=1,
-        fn_args=(masks, plan.train_size, plan.views if split == "train" else 0),
+        fn_args=(masks, plan.train_size, plan.views if split == "train" else 0, plan.seed, clock),
         num_cpus=DECODE_CPUS,
     )
 
 
-def _decode(batch: dict[str, Any], masks: Artifact, size: int, views: int) -> dict[str, Any]:
+def _decode(
+    batch: dict[str, Any],
+    masks: Artifact,
+    size: int,
+    views: int,
+    seed: int,
+    clock: Any,  # noqa: ANN401 - a handle of a Ray actor
+) -> dict[str, Any]:
     import cv2
+    import ray
     import torch
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    torch.manual_seed(int(batch["draw"][0] * 2**53))
+    epoch = ray.get(clock.get.remote())
+    if epoch < 0:
+        raise JobFailedError("the training's clock was lost")  # the epoch starts again, and sets it
+    draws = np.random.SeedSequence((seed, epoch, int(batch["at"][0])))
+    torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
     part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
     pixels, grey, labels = [], [], []
     for row in read_parquet(masks.read(part)).to_pylist():
@@ -241,31 +274,41 @@ def _augmented(pixels: list[Any], grey: list[Any]) -> tuple[Any, Any]:
 
 def _loop(config: dict[str, Any]) -> None:
     """What every worker runs: all epochs that the newest checkpoint has not done."""
+    import ray
     import ray.train
     import torch
 
     plan: Plan = config["plan"]
-    first = ray.train.get_context().get_world_rank() == 0
+    context = ray.train.get_context()
+    first, workers = context.get_world_rank() == 0, context.get_world_size()
     tell = config["progress"].put_nowait if first else lambda _: None
+    begin = (lambda epoch: ray.get(config["clock"].set.remote(epoch))) if first else lambda _: None
     torch.set_num_threads(math.ceil(plan.worker_cpus))
     torch.manual_seed(plan.seed)
     device = ray.train.torch.get_device()
-    network, history = _start(plan)
+    network, history, moments = _start(plan)
     network.to(device).to(memory_format=torch.channels_last)
-    tell(len(history) * plan.steps)
+    tell(len(history) * plan.steps(workers))
+    step: _Stage | None = None
     for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
-        if plan.stage(epoch) != (plan.stage(epoch - 1) if epoch > len(history) else ""):
-            step = _Stage(network, plan, epoch, device)
+        if step is None or plan.stage(epoch) != plan.stage(epoch - 1):
+            step = _Stage(network, plan, epoch, device, workers, moments)
+            moments = {}
+        begin(epoch)  # no worker's share of the stream is played before all ask for theirs
         row = step.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell)
         row |= step.validate(ray.train.get_dataset_shard("val"))
-        history.append({"epoch": epoch, "stage": plan.stage(epoch), **row})
+        history.append({"epoch": epoch, "stage": plan.stage(epoch), "workers": workers, **row})
         tell(history[-1])
-        _report(network, plan, history)
+        same = plan.stage(epoch) == plan.stage(epoch + 1)
+        _report(network, plan, history, step.moments() if same else {})
 
 
-def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]]]:
-    """The network and the epochs done: from the newest checkpoint, else from the initial weights."""
+def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.Tensor"]]:
+    """The network, the epochs done, the optimiser's moments within a stage: from the newest checkpoint, else from the
+    initial weights.
+    """
     import ray.train
+    from safetensors.torch import load_file
 
     from manet.checkpoint import load_model
     from manet.network import MANet, initial
@@ -274,9 +317,10 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]]]:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            return load_model(Path(folder)), json.loads((Path(folder) / "history.json").read_text())
+            history = json.loads((Path(folder) / "history.json").read_text())
+            return load_model(Path(folder)), history, load_file(Path(folder) / _MOMENTS)
     if plan.init is None:
-        return initial(plan.network, plan.weights, fetch_weights), []
+        return initial(plan.network, plan.weights, fetch_weights), [], {}
     network = MANet(plan.network)
     own = network.state_dict()
     source = load_model(local_copy(plan.init)).state_dict()
@@ -284,16 +328,17 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]]]:
         name: value for name, value in source.items() if not name.startswith("head.") or _fits(value, own.get(name))
     }
     load_into(network, {**own, **fits}, plan.init.uri, strict=False)
-    return network, []
+    return network, [], {}
 
 
 def _fits(value: "torch.Tensor", place: "torch.Tensor | None") -> bool:
     return place is not None and value.shape == place.shape
 
 
-def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]]) -> None:
+def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]], moments: dict[str, "torch.Tensor"]) -> None:
     """End of an epoch: metrics, and from the first worker a checkpoint."""
     import ray.train
+    from safetensors.torch import save_file
 
     from manet.checkpoint import save_model
 
@@ -302,6 +347,7 @@ def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]]) -> None
         if ray.train.get_context().get_world_rank() == 0:
             save_model(Path(scratch), network, plan.categories)
             (Path(scratch) / "history.json").write_text(json.dumps(history))
+            save_file(moments, Path(scratch) / _MOMENTS)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ray.train.report(history[-1], checkpoint=checkpoint)
 
@@ -317,7 +363,15 @@ def _like(mask: "torch.Tensor", saliency_B1hw: "torch.Tensor") -> "torch.Tensor"
 class _Stage:
     """Optimiser, schedule and steps of one stage."""
 
-    def __init__(self, network: "MANet", plan: Plan, epoch: int, device: "torch.device") -> None:
+    def __init__(
+        self,
+        network: "MANet",
+        plan: Plan,
+        epoch: int,
+        device: "torch.device",
+        workers: int,
+        moments: Mapping[str, "torch.Tensor"],
+    ) -> None:
         import ray.train
         import ray.train.torch
         import torch
@@ -329,8 +383,7 @@ class _Stage:
         self._saliency_only = plan.stage(epoch) == "saliency"
         self._first = 0 if self._saliency_only else plan.saliency_epochs
         self._epochs = plan.saliency_epochs if self._saliency_only else plan.epochs
-        self._batch = max(1, plan.batch_size // plan.workers)
-        self._steps = plan.steps
+        self._batch, self._steps = plan.batch_of(workers), plan.steps(workers)
         network.backbone.requires_grad_(not self._saliency_only)
         for net in (network.backbone.net, network.saliency.encoder):
             freeze_early(net, plan.frozen_stride)
@@ -349,11 +402,29 @@ class _Stage:
                 groups.append({"params": network.head.parameters(), "lr": plan.head_lr})
         self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+        if moments:
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, value in moments.items():
+                index, _, key = name.partition(".")
+                state.setdefault(int(index), {})[key] = value
+            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+    def moments(self) -> dict[str, "torch.Tensor"]:
+        """The optimiser's state, by parameter and name."""
+        state: dict[int, dict[str, torch.Tensor]] = self._optimizer.state_dict()["state"]
+        return {
+            f"{index}.{key}": value.detach().cpu().contiguous()
+            for index, values in state.items()
+            for key, value in values.items()
+        }
 
     def train_epoch(self, epoch: int, shard: Any, tell: Callable[[Any], None]) -> dict[str, float]:  # noqa: ANN401
         """One pass over this worker's share (a ray.data.DataIterator); mean losses. `tell` hears of every step."""
+        import torch
+
         from manet.network import freeze_statistics
 
+        torch.manual_seed(self._plan.seed + epoch)
         self._module.train()
         freeze_statistics(self._network)
         sums: dict[str, float] = {}

@@ -66,7 +66,7 @@ def service(served_index: Path, shop: Path) -> Iterator[Service]:
 
 
 def start_service(index: Path, *flags: str, group: bool = False, **environ: str) -> tuple["subprocess.Popen[str]", str]:
-    """`manet serve` on a free port, ready for requests; as the leader of a process group of its own, if so asked."""
+    """`manet serve` on a free port, which has said that it is up; as the leader of a process group of its own, if so asked."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "jobs", "serve", "--index", str(index), "--port", str(port), *flags]
     process = subprocess.Popen(
@@ -78,6 +78,12 @@ def start_service(index: Path, *flags: str, group: bool = False, **environ: str)
         env={**os.environ, **environ},
         start_new_session=group,
     )
+    assert process.stderr is not None
+    said = ""
+    while "Ctrl-C stops it" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
     address, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
     while time.monotonic() < until:
         if process.poll() is not None:
