@@ -100,7 +100,9 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
     try:
         yield
     finally:
-        if not is_session_lost():  # it would ask them for a minute
+        if is_session_lost():
+            _end_processes()
+        else:
             ray.shutdown()
 
 
@@ -135,11 +137,22 @@ def _start_local(config: SessionConfig, *, level: int, debug: bool) -> None:
 
 
 def is_session_lost() -> bool:
-    """Whether Ray's own processes, which this process started, were ended: a signal to its whole group reaches them too."""
+    """Whether Ray's own processes, which this process started, are ending: a signal to its whole group reaches them too.
+
+    The small ones end at once, raylet and GCS up to a minute later.
+    """
     from ray._private import worker
 
     node: Any = worker._global_node
-    return node is not None and not {"raylet", "gcs_server"}.isdisjoint(kind for kind, _ in node.dead_processes())
+    return node is not None and bool(node.dead_processes())
+
+
+def _end_processes() -> None:
+    """End what is left of a lost session; `ray.shutdown` would ask it for a minute first."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _own_token() -> None:
