@@ -84,10 +84,7 @@ class Config(JobConfig):
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation, order and augmentation."""
     workers: int = how(1, ge=1)
-    """Data-parallel training workers; at most, with --workers-min."""
-    workers_min: int = how(0, ge=0)
-    """Fewest workers: training starts with what the cluster has room for, goes on with those that are left when nodes are
-    lost, and takes more when there are more; the pictures of one step stay the same. 0: as many as --workers."""
+    """Data-parallel training workers."""
     worker_cpus: float = how(0.0, ge=0)
     """CPUs of one training worker; it computes on as many threads, rounded up. 0: with GPUs 1, else an equal share of all
     CPUs, less a quarter of one that decoding needs."""
@@ -102,8 +99,6 @@ class Config(JobConfig):
     def _something_to_train(self) -> "Config":
         if self.saliency_epochs + self.epochs == 0:
             raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
-        if self.workers_min > self.workers:
-            raise ValueError(f"--workers-min {self.workers_min} is more than --workers {self.workers}")
         return self
 
 
@@ -130,9 +125,8 @@ def run(config: Config) -> dict[str, Any]:
                 **{
                     name: getattr(config, name)
                     for name in Plan.model_fields
-                    if name in Config.model_fields and name not in {"init", "worker_cpus", "workers_min"}
+                    if name in Config.model_fields and name not in {"init", "worker_cpus"}
                 },
-                workers_min=config.workers_min or config.workers,
                 worker_cpus=config.worker_cpus or default_cpus(config.workers, config.worker_gpus),
             )
             return ["model"], _train(config, plan, masks, writer)
@@ -190,7 +184,7 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
         f"{config.out.rstrip('/')}/checkpoints/{writer.claim_sha256[:16]}"  # another command's are never taken up
     )
     with tempfile.TemporaryDirectory() as scratch:
-        with Meter("train", plan.steps(plan.workers) * (plan.saliency_epochs + plan.epochs), "steps") as meter:
+        with Meter("train", plan.steps * (plan.saliency_epochs + plan.epochs), "steps") as meter:
             history = fit(plan, masks, checkpoints, Path(scratch), meter)
         history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(plan.init), *history])]
         (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 DECODER_TIMES = 10  # how much faster the saliency decoder, which starts at random, learns than its pretrained encoder
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 _MOMENTS = "optimizer.safetensors"
-_RESIZE_S = 300.0  # between two looks for room for more workers: taking them in costs the epoch that is under way
 
 
 class Plan(BaseModel):
@@ -67,18 +66,19 @@ class Plan(BaseModel):
     frozen_stride: int
     seed: int
     workers: int
-    workers_min: int
     worker_cpus: float
     worker_gpus: float
     retries: int
 
-    def batch_of(self, workers: int) -> int:
-        """Pictures that each of so many workers takes a step."""
-        return max(1, self.batch_size // workers)
+    @property
+    def batch(self) -> int:
+        """Pictures that each worker takes a step."""
+        return max(1, self.batch_size // self.workers)
 
-    def steps(self, workers: int) -> int:
+    @property
+    def steps(self) -> int:
         """Steps of one epoch."""
-        return max(1, math.ceil(self.train_rows / (self.batch_of(workers) * workers)))
+        return max(1, math.ceil(self.train_rows / (self.batch * self.workers)))
 
     @property
     def views(self) -> int:
@@ -116,9 +116,9 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     require_resources(
         cpus=plan.worker_cpus,
         gpus=plan.worker_gpus,
-        workers=plan.workers_min,
+        workers=plan.workers,
         spare_cpus=DECODE_CPUS,
-        flags="--workers / --workers-min / --worker-cpus / --worker-gpus",
+        flags="--workers / --worker-cpus / --worker-gpus",
     )
     filesystem, path = arrow_filesystem(checkpoints)
     in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
@@ -126,13 +126,12 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     trainer = TorchTrainer(
         _loop,
         train_loop_config={"plan": plan, "progress": progress, "clock": clock},
-        scaling_config=cast(Any, ray.train.ScalingConfig)(  # its types are those of Ray Train's first version
-            num_workers=plan.workers if plan.workers_min == plan.workers else (plan.workers_min, plan.workers),
-            elastic_resize_monitor_interval_s=_RESIZE_S,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers,
             use_gpu=plan.worker_gpus > 0,
             resources_per_worker={"CPU": plan.worker_cpus} | ({"GPU": plan.worker_gpus} if plan.worker_gpus else {}),
         ),
-        run_config=cast(Any, ray.train.RunConfig)(
+        run_config=cast(Any, ray.train.RunConfig)(  # its types are those of Ray Train's first version
             name="run",
             worker_runtime_env={"env_vars": FOR_TRAINING},
             storage_path=path,
@@ -279,8 +278,7 @@ def _loop(config: dict[str, Any]) -> None:
     import torch
 
     plan: Plan = config["plan"]
-    context = ray.train.get_context()
-    first, workers = context.get_world_rank() == 0, context.get_world_size()
+    first = ray.train.get_context().get_world_rank() == 0
     tell = config["progress"].put_nowait if first else lambda _: None
     begin = (lambda epoch: ray.get(config["clock"].set.remote(epoch))) if first else lambda _: None
     torch.set_num_threads(math.ceil(plan.worker_cpus))
@@ -288,16 +286,16 @@ def _loop(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     network, history, moments = _start(plan)
     network.to(device).to(memory_format=torch.channels_last)
-    tell(len(history) * plan.steps(workers))
+    tell(len(history) * plan.steps)
     step: _Stage | None = None
     for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
         if step is None or plan.stage(epoch) != plan.stage(epoch - 1):
-            step = _Stage(network, plan, epoch, device, workers, moments)
+            step = _Stage(network, plan, epoch, device, moments)
             moments = {}
         begin(epoch)  # no worker's share of the stream is played before all ask for theirs
         row = step.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell)
         row |= step.validate(ray.train.get_dataset_shard("val"))
-        history.append({"epoch": epoch, "stage": plan.stage(epoch), "workers": workers, **row})
+        history.append({"epoch": epoch, "stage": plan.stage(epoch), **row})
         tell(history[-1])
         same = plan.stage(epoch) == plan.stage(epoch + 1)
         _report(network, plan, history, step.moments() if same else {})
@@ -317,6 +315,8 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
+            if not (Path(folder) / _MOMENTS).exists():
+                raise JobFailedError("the newest checkpoint is of an older version; train anew with --overwrite")
             history = json.loads((Path(folder) / "history.json").read_text())
             return load_model(Path(folder)), history, load_file(Path(folder) / _MOMENTS)
     if plan.init is None:
@@ -369,7 +369,6 @@ class _Stage:
         plan: Plan,
         epoch: int,
         device: "torch.device",
-        workers: int,
         moments: Mapping[str, "torch.Tensor"],
     ) -> None:
         import ray.train
@@ -383,7 +382,7 @@ class _Stage:
         self._saliency_only = plan.stage(epoch) == "saliency"
         self._first = 0 if self._saliency_only else plan.saliency_epochs
         self._epochs = plan.saliency_epochs if self._saliency_only else plan.epochs
-        self._batch, self._steps = plan.batch_of(workers), plan.steps(workers)
+        self._batch, self._steps = plan.batch, plan.steps
         network.backbone.requires_grad_(not self._saliency_only)
         for net in (network.backbone.net, network.saliency.encoder):
             freeze_early(net, plan.frozen_stride)
