@@ -27,7 +27,7 @@ def make_authority(folder: Path) -> None:
     """Write `authority.crt` and `authority.key` into `folder`, readable by its owner alone.
 
     Raises:
-        RefusedError: one is there already, the folder cannot be written, or openssl fails; then none is left.
+        RefusedError: one is there already, the folder cannot be written, or openssl fails; then no key is left.
     """
     if (folder / "authority.key").exists():
         raise RefusedError(f"{folder}/authority.key is there already; delete it to make another authority")

@@ -36,12 +36,12 @@ class SessionConfig(BaseModel):
 
 
 def beside_driver() -> dict[str, Any]:
-    """Options of a small actor that is lost with the driver's node alone, however many others are."""
+    """Options of a small actor that is lost only if the driver's node is."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+    return {"num_cpus": 0, "scheduling_strategy": here}
 
 
 _running = SessionConfig()  # of the session that this process is in
@@ -139,12 +139,13 @@ def _start_local(config: SessionConfig, *, level: int, debug: bool) -> None:
 def is_session_lost() -> bool:
     """Whether Ray's own processes, which this process started, are ending: a signal to its whole group reaches them too.
 
-    The small ones end at once, raylet and GCS up to a minute later.
+    The small ones end at once, raylet and GCS up to a minute later; one of them alone may have crashed.
     """
     from ray._private import worker
 
     node: Any = worker._global_node
-    return node is not None and bool(node.dead_processes())
+    dead = {kind for kind, _ in node.dead_processes()} if node is not None else set()
+    return len(dead) > 1 or not dead.isdisjoint({"raylet", "gcs_server"})
 
 
 def _end_processes() -> None:

@@ -84,7 +84,7 @@ def open_board() -> Any:  # noqa: ANN401 - a handle of a Ray actor
     """A board on the running session."""
     import ray
 
-    return ray.remote(**beside_driver())(Board).remote()
+    return ray.remote(max_restarts=-1, **beside_driver())(Board).remote()
 
 
 def waiting_for(board: Any) -> str:  # noqa: ANN401

@@ -2,7 +2,7 @@
 
 By itself glibc gives every large tensor back to the kernel and asks for it again at the next layer: page faults took a
 quarter of a pass, and nearly half of a training step (BENCHMARKS.md). One arena, because threads with arenas of their own give
-memory back whatever these variables say.
+memory back whatever these variables say. Decode processes of a model actor inherit them.
 """
 
 import os

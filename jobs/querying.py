@@ -33,6 +33,7 @@ class QuerySpec(BaseModel):
     size: int
     batch_size: int
     precision: Precision
+    scales: tuple[float, ...] = (1.0,)
 
     @classmethod
     def of(cls, descriptors: Artifact) -> "QuerySpec":
@@ -48,7 +49,8 @@ class QuerySpec(BaseModel):
                 "run extract with one --descriptor"
             )
         fields = {name: config[name] for name in ("descriptor", "size", "batch_size", "precision")}
-        return cls(model=descriptors.manifest.inputs["model"], **fields)
+        scales = tuple(config.get("scales", (1.0,)))  # descriptors of before have none
+        return cls(model=descriptors.manifest.inputs["model"], scales=scales, **fields)
 
     def open_model(self, uri: str = "") -> Artifact:
         """The model that described the gallery, from where it was or from `uri`.
@@ -66,7 +68,7 @@ class QuerySpec(BaseModel):
 
     def apply(self, config: _Config) -> _Config:
         """The describing config of a job with the fields that must equal the gallery's."""
-        fields = {"size": self.size, "batch_size": self.batch_size, "precision": self.precision}
+        fields = {name: getattr(self, name) for name in ("size", "batch_size", "precision", "scales")}
         return config.model_copy(update=fields)
 
 

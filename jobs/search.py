@@ -130,6 +130,7 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
         device="cuda" if config.gpu else "cpu",
         batch_size=spec.batch_size,
         precision=spec.precision,
+        scales=spec.scales,
     )
     pictures = picture_config(model, spec.size)
     failed = 0

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -48,6 +48,8 @@ class DescribeConfig(SessionConfig):
     """Rows of one part: the unit of work, of resume and of files."""
     batch_size: int = Field(default=0, ge=0)
     """Pictures that the model sees at once; 0: by their size on a CPU, the largest that fits on a GPU."""
+    scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(default=(1.0,), min_length=1)
+    """Sizes that a picture is described at, as shares of --size; their descriptors are summed and brought to unit length."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type inside the model; descriptors are float16 in any case."""
     compile: bool = False
@@ -58,7 +60,7 @@ class DescribeConfig(SessionConfig):
     """Fewest model actors; the job is refused when the cluster has no room for them. 0: one."""
     model_gpus: float = how(0.0, ge=0)
     """GPUs of one model actor; 0: it runs on the CPU."""
-    device: Literal["auto", "cpu", "cuda"] = how("auto")
+    device: Literal["auto", "cpu"] = how("auto")
     """What the model computes on; auto: a GPU if --model-gpus books one. cpu beside --model-gpus rehearses a cluster
     whose nodes only say that they have GPUs."""
     model_cpus: float = how(0.75, gt=0)
@@ -81,9 +83,7 @@ class DescribeConfig(SessionConfig):
     @property
     def computes_on(self) -> Literal["cpu", "cuda"]:
         """The device of the model actors."""
-        if self.device == "auto":
-            return "cuda" if self.model_gpus > 0 else "cpu"
-        return self.device
+        return "cuda" if self.model_gpus > 0 and self.device == "auto" else "cpu"
 
     @staticmethod
     def describing() -> list[str]:
@@ -293,7 +293,7 @@ def flow(
         ),
         num_cpus=config.model_cpus,
         num_gpus=config.model_gpus,
-        runtime_env={"env_vars": FOR_PASSES},
+        runtime_env={"env_vars": FOR_PASSES if config.computes_on == "cpu" else {}},
     )
     yield from stream.iter_rows()
 

@@ -89,6 +89,10 @@ class Plan(BaseModel):
         """`saliency` or `joint`."""
         return "saliency" if epoch < self.saliency_epochs else "joint"
 
+    def goes_on(self, epoch: int) -> bool:
+        """Whether an epoch follows another one of its stage."""
+        return 0 < epoch < self.saliency_epochs + self.epochs and self.stage(epoch) == self.stage(epoch - 1)
+
 
 def default_cpus(workers: int, gpus: float) -> float:
     """CPUs of a training worker where nobody says: 1 beside a GPU, else an equal share of what decoding leaves, on one node."""
@@ -153,6 +157,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             progress.put(None)
             listener.join(10)
             progress.shutdown()
+            ray.kill(clock)
     if result.error is not None or result.checkpoint is None:
         raise JobFailedError(f"training failed: {result.error or 'no epoch was finished'}")
     with result.checkpoint.as_directory() as folder:
@@ -194,7 +199,7 @@ def _open_clock() -> Any:  # noqa: ANN401 - a handle of a Ray actor
 
     class Clock:
         def __init__(self) -> None:
-            self._epoch = -1
+            self._epoch = 0
 
         def set(self, epoch: int) -> None:
             self._epoch = epoch
@@ -235,10 +240,7 @@ def _decode(
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    epoch = ray.get(clock.get.remote())
-    if epoch < 0:
-        raise JobFailedError("the training's clock was lost")  # the epoch starts again, and sets it
-    draws = np.random.SeedSequence((seed, epoch, int(batch["at"][0])))
+    draws = np.random.SeedSequence((seed, ray.get(clock.get.remote()), int(batch["at"][0])))
     torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
     part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
     pixels, grey, labels = [], [], []
@@ -297,8 +299,7 @@ def _loop(config: dict[str, Any]) -> None:
         row |= step.validate(ray.train.get_dataset_shard("val"))
         history.append({"epoch": epoch, "stage": plan.stage(epoch), **row})
         tell(history[-1])
-        same = plan.stage(epoch) == plan.stage(epoch + 1)
-        _report(network, plan, history, step.moments() if same else {})
+        _report(network, plan, history, step.moments() if first and plan.goes_on(epoch + 1) else {})
 
 
 def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.Tensor"]]:
@@ -315,10 +316,11 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            if not (Path(folder) / _MOMENTS).exists():
-                raise JobFailedError("the newest checkpoint is of an older version; train anew with --overwrite")
             history = json.loads((Path(folder) / "history.json").read_text())
-            return load_model(Path(folder)), history, load_file(Path(folder) / _MOMENTS)
+            goes_on, path = plan.goes_on(len(history)), Path(folder) / _MOMENTS
+            if goes_on and not path.exists():
+                raise JobFailedError("the newest checkpoint is of an older version; train anew with --overwrite")
+            return load_model(Path(folder)), history, load_file(path) if goes_on else {}
     if plan.init is None:
         return initial(plan.network, plan.weights, fetch_weights), [], {}
     network = MANet(plan.network)
@@ -403,9 +405,12 @@ class _Stage:
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         if moments:
             state: dict[int, dict[str, torch.Tensor]] = {}
+            parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
             for name, value in moments.items():
                 index, _, key = name.partition(".")
-                state.setdefault(int(index), {})[key] = value
+                like = parameters[int(index)]  # its layout in memory too
+                moment = torch.empty_like(like, device="cpu").copy_(value) if value.shape == like.shape else value
+                state.setdefault(int(index), {})[key] = moment
             self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
     def moments(self) -> dict[str, "torch.Tensor"]:

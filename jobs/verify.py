@@ -117,6 +117,7 @@ def _describing(config: Config, artifact: Artifact, model: Artifact) -> Any:  # 
         device="cuda" if config.gpu else "cpu",
         batch_size=made["batch_size"],
         precision=made["precision"],
+        scales=made.get("scales", (1.0,)),
     )
     pictures = picture_config(model, made["size"])
 

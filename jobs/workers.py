@@ -253,6 +253,7 @@ class Describe(ModelActor):
             device=config.computes_on,
             batch_size=config.batch_size,
             precision=config.precision,
+            scales=config.scales,
             compiled=config.compile,
         )
 

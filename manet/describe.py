@@ -55,6 +55,7 @@ class Describer:
         device: cpu or cuda.
         batch_size: pictures of one pass; 0: by the pictures' size on a CPU, the largest that fits on a GPU (found by trying).
         precision: number type of the network's pass; pooling is float32 in any case.
+        scales: sizes that a picture is described at, as shares of its own; the descriptors are summed and brought to unit length.
         compiled: let torch.compile build the network's kernels (GPU only).
 
     Raises:
@@ -69,13 +70,14 @@ class Describer:
         device: str = "cpu",
         batch_size: int = 0,
         precision: Precision = "float32",
+        scales: Sequence[float] = (1.0,),
         compiled: bool = False,
     ) -> None:
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError("torch finds no CUDA device on this node; see to its driver, or ask for no GPU")
         self._network = network.eval().to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
-        self._dtype = getattr(torch, precision)
+        self._dtype, self._scales = getattr(torch, precision), tuple(scales)
         self.dim = network.backbone.channels
         self.halvings = 0  # times that a batch did not fit and was halved
         if compiled and self._device.type != "cuda":
@@ -86,29 +88,32 @@ class Describer:
 
     def describe(self, pixels_NSS3: Array) -> Described:
         """Descriptors of uint8 pictures [N, S, S, 3]."""
-        count = len(pixels_NSS3)
-        vectors = {name: np.zeros((count, self.dim), np.float16) for name in self._names}
-        dead = np.zeros(count, bool)
-        for rows, maps in self._passes(pixels_NSS3):
-            self._pool_into(vectors, dead, rows, maps)
-        return Described(vectors=vectors, dead=dead)
+        sums, dead = self._nothing(len(pixels_NSS3))
+        for scale in self._scales:
+            for rows, maps in self._passes(pixels_NSS3, scale):
+                self._pool_into(sums, dead, rows, maps)
+        return self._described(sums, dead)
 
     def observe(self, pixels_NSS3: Array) -> Observed:
-        """Descriptors as `describe` gives them, the maps that `maps` gives, and the regions' parts, from one pass."""
-        count = len(pixels_NSS3)
-        vectors = {name: np.zeros((count, self.dim), np.float16) for name in self._names}
-        dead = np.zeros(count, bool)
+        """Descriptors as `describe` gives them, the maps that `maps` gives, and the regions' parts, from the same passes.
+
+        Of several scales the maps are those of the first, and there are no parts: the sum is brought to unit length as a whole.
+        """
+        sums, dead = self._nothing(len(pixels_NSS3))
         passes, parts = [], []
         printed = self._names == ("sr-mac-as-printed",)
-        for rows, maps in self._passes(pixels_NSS3):
-            self._pool_into(vectors, dead, rows, maps)
+        for rows, maps in self._passes(pixels_NSS3, self._scales[0]):
+            self._pool_into(sums, dead, rows, maps)
             passes.append(maps)
-            if printed or self._names == ("sr-mac",):
+            if len(self._scales) == 1 and (printed or self._names == ("sr-mac",)):
                 each = sr_mac_parts(maps.attended_BKHW, maps.salient_BHW, as_printed=printed)
                 parts.append(each.float().cpu().numpy())
+        for scale in self._scales[1:]:
+            for rows, maps in self._passes(pixels_NSS3, scale):
+                self._pool_into(sums, dead, rows, maps)
         saliency, text = self._attention(passes)
         return Observed(
-            described=Described(vectors=vectors, dead=dead),
+            described=self._described(sums, dead),
             saliency_Nhw=saliency,
             text_NHW=text,
             parts_NRD=np.concatenate(parts) if parts else None,
@@ -120,22 +125,35 @@ class Describer:
         """Pictures of one pass; 0 while it is not known, before the first one."""
         return self._batch
 
-    def _pool_into(self, vectors: dict[DescriptorName, Array], dead: Array, rows: slice, maps: Maps) -> None:
-        """One pass's descriptors at its rows; the dead ones are marked and stay zero."""
+    def _nothing(self, count: int) -> tuple[dict[DescriptorName, Array], Array]:
+        """Sums of descriptors, and which pictures are dead, before the first pass."""
+        return {name: np.zeros((count, self.dim), np.float32) for name in self._names}, np.zeros(count, bool)
+
+    def _described(self, sums: dict[DescriptorName, Array], dead: Array) -> Described:
+        """What the passes found; a picture that is dead at one scale is dead."""
+        vectors = {}
+        for name, total in sums.items():
+            length = np.linalg.norm(total, axis=1, keepdims=True) if len(self._scales) > 1 else np.float32(1)
+            unit = total / np.maximum(length, np.float32(1e-12))
+            vectors[name] = np.where(dead[:, None], np.float32(0), unit).astype(np.float16)
+        return Described(vectors=vectors, dead=dead)
+
+    def _pool_into(self, sums: dict[DescriptorName, Array], dead: Array, rows: slice, maps: Maps) -> None:
+        """One pass's descriptors, added at its rows; the dead ones are marked."""
         gone = dead_rows(maps.backbone_BKHW) | dead_rows(maps.attended_BKHW)
-        dead[rows] = gone.cpu().numpy()
+        dead[rows] |= gone.cpu().numpy()
         if not (~gone).any():
             return
-        alive = np.arange(len(dead))[rows][~dead[rows]]
+        alive = np.arange(len(dead))[rows][~gone.cpu().numpy()]
         for name in self._names:
             pooling, _, source = name.partition("@")
             x = maps.backbone_BKHW if source == "backbone" else maps.attended_BKHW
             pooled = pool(cast(PoolingName, pooling), x[~gone], maps.salient_BHW[~gone])
-            vectors[name][alive] = pooled.cpu().numpy().astype(np.float16)
+            sums[name][alive] += pooled.cpu().numpy()
 
     def maps(self, pixels_NSS3: Array) -> tuple[Array, Array | None]:
         """Saliency [N, h, w] in [0, 1], and the text score [N, H, W] in [0, 1] where there is a text branch."""
-        return self._attention([maps for _, maps in self._passes(pixels_NSS3)])
+        return self._attention([maps for _, maps in self._passes(pixels_NSS3, self._scales[0])])
 
     def _attention(self, found: Sequence[Maps]) -> tuple[Array, Array | None]:
         """Saliency, and the text score where there is one, of some passes."""
@@ -147,14 +165,14 @@ class Describer:
         return saliency, (logits if source == "scores" else torch.sigmoid(logits)).cpu().numpy()
 
     @torch.inference_mode()
-    def _passes(self, pixels_NSS3: Array) -> Iterator[tuple[slice, Maps]]:
+    def _passes(self, pixels_NSS3: Array, scale: float) -> Iterator[tuple[slice, Maps]]:
         count, start = len(pixels_NSS3), 0
         if count and not self._batch:
-            self._batch = self._fitting(pixels_NSS3.shape[1])
+            self._batch = self._fitting(round(pixels_NSS3.shape[1] * max(self._scales)))
         while start < count:
             rows = slice(start, min(start + self._batch, count))
             try:
-                maps = self._run(self._full(pixels_NSS3[rows]))
+                maps = self._run(_scaled(self._full(pixels_NSS3[rows]), scale))
             except torch.OutOfMemoryError:
                 if self._batch == 1:
                     raise
@@ -190,6 +208,16 @@ class Describer:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         return fits
+
+
+def _scaled(batch_BSS3: torch.Tensor, scale: float) -> torch.Tensor:
+    """Pictures at another size, uint8 as the network takes them; at scale 1 they are left alone."""
+    size = max(32, round(batch_BSS3.shape[1] * scale))
+    if size == batch_BSS3.shape[1]:
+        return batch_BSS3
+    planes = batch_BSS3.permute(0, 3, 1, 2).float()
+    resized = torch.nn.functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _boxes(height: int, width: int) -> Array:

@@ -5,8 +5,8 @@
 Pictures a second of the job (fetch, decode, describe, write), in the same run and on the same number of workers and threads,
 beside: the bare model on decoded pictures in memory; what a person writes with a PyTorch DataLoader and the same model;
 the loader alone; reads from the store alone. The job's rate is that of its steady state: for each model actor from its first
-finished part to its last one, summed; its start-up is reported apart. The bare model is measured before the job and after
-it, and the better rate counts. With --out also `extract.json` and `extract.png` (where the time goes).
+finished part to its last one while all work, summed; its start-up is reported apart. The bare model is measured before the
+job and after it, and the better rate counts. With --out also `extract.json` and `extract.png` (where the time goes).
 """
 
 import json
@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter
-from cluster.errors import BadInputError
+from cluster.errors import BadInputError, JobFailedError
 from cluster.session import cluster_cpus, ray_session
 from cluster.storage import open_store, read_uri
 from cluster.tasks import run_tasks
@@ -42,6 +42,7 @@ from manet.names import DescriptorName
 _SECONDS = 15.0  # of each measurement that can be cut short
 _PART = 64
 _LEAST = 24  # pictures of one worker: a few batches
+_PARTS = 3  # parts of one worker: between the ends of the first and the last it is measured
 _STAGES = ("fetch_s", "decode_s", "wait_model_s", "model_s", "idle_s", "write_s")
 
 
@@ -54,6 +55,8 @@ class Config(DescribeConfig):
     """Model artifact."""
     pictures: int = Field(default=512, ge=2)
     """Pictures of the catalogue that are described."""
+    part_rows: int = Field(default=32, ge=1, le=4096)
+    """Rows of one part; each worker needs a few parts."""
     descriptor: DescriptorName = "sr-mac"
     """Descriptor to compute."""
     out: str = ""
@@ -67,14 +70,15 @@ def run(config: Config) -> dict[str, Any]:
     table, model = open_table(config.catalog, "catalog", "--catalog"), open_model(config.model)
     rows = min(config.pictures, table.rows)
     units = cut(rows, config.part_rows)
-    if len(units) < 2:
-        raise BadInputError(
-            f"--pictures {rows} make one part of {config.part_rows}: give more, or a smaller --part-rows"
-        )
     with ray_session(config):
         workers = config.model_actors or cluster_cpus()
         if rows < workers * _LEAST:
             raise BadInputError(f"--pictures {rows} are too few for {workers} workers: give {_LEAST} for each")
+        if len(units) < workers * _PARTS:
+            raise BadInputError(
+                f"--pictures {rows} make {len(units)} part(s) of {config.part_rows} for {workers} workers: give more, or a "
+                "smaller --part-rows"
+            )
         loop = _together(config, workers, _loop(config, table, model, workers, rows))
         bare = _bare(config, table, model, workers, rows)
         job = _job(config, table, model, units)
@@ -149,7 +153,7 @@ def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dic
     """Steady rate of the stream, the seconds to its first finished part, sums over all parts.
 
     Raises:
-        BadInputError: no model actor described two parts.
+        JobFailedError: an actor described less than two parts while all worked.
     """
     with tempfile.TemporaryDirectory() as scratch:
         writer = ArtifactWriter.open(f"{scratch}/out", "descriptors", config={}, claimed=(), inputs={})
@@ -158,12 +162,13 @@ def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dic
         for counts in stream((writer.store, writer.claim_sha256), table, model, config, (config.descriptor,), units):
             ends[str(counts["actor"])].append((time.monotonic(), int(counts["rows"] + counts["rejects"])))
             sums = {name: sums[name] + float(counts[name]) for name in sums}
-    steady = [parts for parts in ends.values() if len(parts) > 1]
-    if not steady:
-        raise BadInputError(
-            f"--pictures make {len(units)} parts, one for each actor: give more, or a smaller --part-rows"
+    until = min(parts[-1][0] for parts in ends.values())  # from then on an actor has the cores to itself
+    together = [[part for part in parts if part[0] <= until] for parts in ends.values()]
+    if any(len(parts) < 2 for parts in together):
+        raise JobFailedError(
+            "an actor described a single part beside the others: give more --pictures, or a smaller --part-rows"
         )
-    rate = sum(sum(rows for _, rows in parts[1:]) / (parts[-1][0] - parts[0][0]) for parts in steady)
+    rate = sum(sum(rows for _, rows in parts[1:]) / (parts[-1][0] - parts[0][0]) for parts in together)
     return {**sums, "rate": rate, "start_up": min(parts[0][0] for parts in ends.values()) - started}
 
 

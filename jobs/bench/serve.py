@@ -166,7 +166,11 @@ def _describe_for(folder: str, spec: QuerySpec, pixels: Picture, seconds: float)
 
     torch.set_num_threads(1)
     describer = Describer(
-        load_model(Path(folder)), names=(spec.descriptor,), batch_size=spec.batch_size, precision=spec.precision
+        load_model(Path(folder)),
+        names=(spec.descriptor,),
+        batch_size=spec.batch_size,
+        precision=spec.precision,
+        scales=spec.scales,
     )
     describer.describe(pixels[:1])
     _TOGETHER[0].wait()

@@ -76,6 +76,7 @@ class Embedder:
             device="cuda" if settings.gpu else "cpu",
             batch_size=self._spec.batch_size,
             precision=self._spec.precision,
+            scales=self._spec.scales,
         )
         self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))  # a first pass costs more than the others
         return min(MOST_BATCHED, self._describer.batch_size)

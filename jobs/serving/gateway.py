@@ -321,7 +321,9 @@ class Gateway:
     async def _why(self, query: Seen, hit: Hit) -> list[Pair] | None:
         """The strongest pairs of regions of the query and an answer; None where its picture cannot be had."""
         if query.parts_RD is None:
-            raise Refusal(422, "no_regions", "This index's descriptor is not SR-MAC: its answers have no regions.")
+            raise Refusal(
+                422, "no_regions", "This index's descriptor is not SR-MAC at one scale: its answers have no regions."
+            )
         try:
             answer = await self._see(Asked(pixels=await self._load(hit), parts=True))
         except Refusal as refusal:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,11 +80,13 @@ def start_service(index: Path, *flags: str, group: bool = False, **environ: str)
         start_new_session=group,
     )
     assert process.stderr is not None
-    said = ""
+    said, late = "", threading.Timer(120, process.kill)
+    late.start()
     while "Ctrl-C stops it" not in said:
         line = process.stderr.readline()
         assert line, said
         said += line
+    late.cancel()
     address, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
     while time.monotonic() < until:
         if process.poll() is not None:

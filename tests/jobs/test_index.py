@@ -170,6 +170,24 @@ def test_one_picture_has_one_descriptor(
     assert json.loads(done.stdout.splitlines()[0])["results"] == [answer_row(hit) for hit in hits]
 
 
+def test_an_index_of_several_scales_describes_its_queries_so(
+    manet: Run, model: Path, shop: Path, tmp_path: Path
+) -> None:
+    out, index = tmp_path / "descriptors", tmp_path / "index"
+    extract = ("extract", "--catalog", shop / "catalog", "--model", model, "--out", out)
+    summary_of(manet(*extract, "--scales", 1, "--scales", 0.7))
+    assert summary_of(manet("verify", out, "--sample", 20))["same_bits"] == 20
+    summary_of(manet("index", "--descriptors", out, "--out", index))
+    assert json.loads((index / "query.json").read_text())["scales"] == [1.0, 0.7]
+    picture = sorted((shop / "catalog" / "images").rglob("*.jpg"))[40]
+    done = manet("search", "--index", index, "--picture", picture)
+    summary_of(done)
+    best = json.loads(done.stdout.splitlines()[0])["results"][0]
+    assert best["image_id"] == picture.stem
+    assert best["score"] > 0.999
+    assert_refused(manet(*extract), 2, "--scales was [1.0, 0.7]")
+
+
 def test_evaluate_wants_the_index_own_model(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
     flags = ("--index", index, "--queries", shop / "queries", "--out", tmp_path / "out")
     assert_refused(manet("evaluate", *flags, "--model", shop / "catalog"), 2, "holds a catalog, but a model")

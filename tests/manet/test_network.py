@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from manet.checkpoint import load_model, save_model
 from manet.config import NetworkConfig, read_config
@@ -136,6 +137,23 @@ def test_descriptors_are_of_unit_length_and_repeat(network: MANet, pixels: np.nd
         np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1, atol=2e-3)
         np.testing.assert_array_equal(vectors, two.vectors[name])
     assert not one.dead.any()
+
+
+def test_scales_are_summed_and_brought_to_unit_length(network: MANet, pixels: np.ndarray) -> None:
+    """Against a float64 sum of descriptors of pictures that another library resized."""
+    sizes = [round(pixels.shape[1] * scale) for scale in (1.0, 0.5, 1.4)]
+    expected = np.zeros((len(pixels), network.backbone.channels))
+    for size in sizes:
+        resized = [np.array(Image.fromarray(each).resize((size, size), Image.Resampling.BILINEAR)) for each in pixels]
+        expected += Describer(network).describe(np.stack(resized)).vectors["sr-mac"].astype(np.float64)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    describer = Describer(network, scales=(1.0, 0.5, 1.4))
+    found = describer.describe(pixels).vectors["sr-mac"]
+    cosines = (found.astype(np.float64) * expected).sum(1)
+    assert cosines.min() > 0.999
+    seen = describer.observe(pixels)
+    np.testing.assert_array_equal(seen.described.vectors["sr-mac"].view(np.uint16), found.view(np.uint16))
+    assert seen.parts_NRD is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
