@@ -61,7 +61,7 @@ class DescribeConfig(SessionConfig):
     model_gpus: float = how(0.0, ge=0)
     """GPUs of one model actor; 0: it runs on the CPU."""
     device: Literal["auto", "cpu"] = how("auto")
-    """What the model computes on; auto: a GPU if --model-gpus books one. cpu beside --model-gpus rehearses a cluster
+    """What the model computes on; auto: GPUs where they are booked, else CPUs. cpu: CPUs even so, to rehearse a cluster
     whose nodes only say that they have GPUs."""
     model_cpus: float = how(0.75, gt=0)
     """CPUs that Ray books for one model actor; it computes on one thread for each whole CPU, at least one."""
