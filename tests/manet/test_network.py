@@ -13,6 +13,7 @@ from manet.describe import Describer
 from manet.errors import InputError, WeightsError
 from manet.images import PictureConfig
 from manet.losses import binarise_at_mean
+from manet.names import DescriptorName
 from manet.network import (
     InitialWeights,
     JointStage,
@@ -140,20 +141,26 @@ def test_descriptors_are_of_unit_length_and_repeat(network: MANet, pixels: np.nd
 
 
 def test_scales_are_summed_and_brought_to_unit_length(network: MANet, pixels: np.ndarray) -> None:
-    """Against a float64 sum of descriptors of pictures that another library resized."""
-    sizes = [round(pixels.shape[1] * scale) for scale in (1.0, 0.5, 1.4)]
+    """Against a float64 sum of descriptors of pictures that another library resized; SPoC has no threshold to cross."""
+    name: DescriptorName = "spoc@backbone"
+    scales = (1.0, 0.5, 1.4)
     expected = np.zeros((len(pixels), network.backbone.channels))
-    for size in sizes:
+    for size in (round(pixels.shape[1] * scale) for scale in scales):
         resized = [np.array(Image.fromarray(each).resize((size, size), Image.Resampling.BILINEAR)) for each in pixels]
-        expected += Describer(network).describe(np.stack(resized)).vectors["sr-mac"].astype(np.float64)
+        expected += Describer(network, names=(name,)).describe(np.stack(resized)).vectors[name].astype(np.float64)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    describer = Describer(network, scales=(1.0, 0.5, 1.4))
-    found = describer.describe(pixels).vectors["sr-mac"]
-    cosines = (found.astype(np.float64) * expected).sum(1)
-    assert cosines.min() > 0.999
+    describer = Describer(network, names=(name,), scales=scales)
+    found = describer.describe(pixels).vectors[name]
+    assert (found.astype(np.float64) * expected).sum(1).min() > 0.9995
+    single = Describer(network, names=(name,)).describe(pixels).vectors[name]
+    assert (single.astype(np.float64) * expected).sum(1).max() < 0.99
     seen = describer.observe(pixels)
-    np.testing.assert_array_equal(seen.described.vectors["sr-mac"].view(np.uint16), found.view(np.uint16))
-    assert seen.parts_NRD is None
+    np.testing.assert_array_equal(seen.described.vectors[name].view(np.uint16), found.view(np.uint16))
+
+
+def test_several_scales_have_no_parts(network: MANet, pixels: np.ndarray) -> None:
+    assert Describer(network).observe(pixels).parts_NRD is not None
+    assert Describer(network, scales=(1.0, 0.7)).observe(pixels).parts_NRD is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
