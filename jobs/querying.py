@@ -1,7 +1,8 @@
 """How a query meets an index: described exactly as the gallery was, searched in all shards."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +19,9 @@ from manet.names import DescriptorName, Precision
 from manet.search import EXACT_BELOW, Hit, Searcher
 from manet.shards import ShardFiles
 from manet.tables import descriptors_to_numpy
+
+if TYPE_CHECKING:
+    from manet.describe import Describer
 
 _Config = TypeVar("_Config", bound=DescribeConfig)
 Vectors = np.ndarray[Any, np.dtype[np.float16]]
@@ -65,6 +69,20 @@ class QuerySpec(BaseModel):
                 f"the index says {self.model.sha256[:12]}); give the right one with --model"
             )
         return model
+
+    def describer(self, folder: Path, *, gpu: bool = False) -> "Describer":
+        """What describes a query as the gallery was; `folder` holds the model's files."""
+        from manet.checkpoint import load_model
+        from manet.describe import Describer
+
+        return Describer(
+            load_model(folder),
+            names=(self.descriptor,),
+            device="cuda" if gpu else "cpu",
+            batch_size=self.batch_size,
+            precision=self.precision,
+            scales=self.scales,
+        )
 
     def apply(self, config: _Config) -> _Config:
         """The describing config of a job with the fields that must equal the gallery's."""

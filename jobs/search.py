@@ -103,9 +103,6 @@ def run(config: Config) -> dict[str, Any]:
 def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str, Any]:
     import torch
 
-    from manet.checkpoint import load_model
-    from manet.describe import Describer
-
     started = time.monotonic()
     threads = config.threads or available_cpus()
     torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
@@ -124,14 +121,7 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
         unknown = sorted(set(config.category) - set(searcher.categories()))
         what = f"--category {unknown[0]}: no such category" if unknown else "--category, --ids"
         raise BadInputError(f"{what}: no picture of {index.uri} passes the filter; nothing could answer")
-    describer = Describer(
-        load_model(local_copy(model)),
-        names=(spec.descriptor,),
-        device="cuda" if config.gpu else "cpu",
-        batch_size=spec.batch_size,
-        precision=spec.precision,
-        scales=spec.scales,
-    )
+    describer = spec.describer(local_copy(model), gpu=config.gpu)
     pictures = picture_config(model, spec.size)
     failed = 0
     for uri in config.picture:

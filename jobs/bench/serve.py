@@ -161,17 +161,8 @@ def _describe_for(folder: str, spec: QuerySpec, pixels: Picture, seconds: float)
     """Pictures a second of this process."""
     import torch
 
-    from manet.checkpoint import load_model
-    from manet.describe import Describer
-
     torch.set_num_threads(1)
-    describer = Describer(
-        load_model(Path(folder)),
-        names=(spec.descriptor,),
-        batch_size=spec.batch_size,
-        precision=spec.precision,
-        scales=spec.scales,
-    )
+    describer = spec.describer(Path(folder))
     describer.describe(pixels[:1])
     _TOGETHER[0].wait()
     batch, done, began = describer.batch_size, 0, time.monotonic()

@@ -64,20 +64,9 @@ class Embedder:
         """Load the model; returns how many pictures are described together."""
         import torch
 
-        from manet.checkpoint import load_model
-        from manet.describe import Describer
-
         torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
-        network = load_model(local_copy(settings.model))
         size = settings.pictures.size
-        self._describer = Describer(
-            network,
-            names=(self._spec.descriptor,),
-            device="cuda" if settings.gpu else "cpu",
-            batch_size=self._spec.batch_size,
-            precision=self._spec.precision,
-            scales=self._spec.scales,
-        )
+        self._describer = self._spec.describer(local_copy(settings.model), gpu=settings.gpu)
         self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))  # a first pass costs more than the others
         return min(MOST_BATCHED, self._describer.batch_size)
 
