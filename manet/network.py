@@ -14,7 +14,7 @@ from manet.backbone import Backbone, load_pretrained
 from manet.config import Attention, NetworkConfig
 from manet.errors import WeightsError
 from manet.losses import binarise_at_mean
-from manet.pooling import sr_mac
+from manet.pooling import r_mac, sr_mac
 from manet.saliency import SaliencyNet
 from manet.text import East
 from manet.weights import Fetch, load_into, read_tensors, resolve
@@ -156,6 +156,8 @@ class JointStage(nn.Module):
         self.network = network
 
     def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K]."""
+        """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K]; R-MAC without attention."""
         maps = self.network(pixels_BHW3)
-        return maps.saliency_B1hw, maps.logits_BN, sr_mac(maps.attended_BKHW, maps.salient_BHW)
+        plain = self.network.config.attention == "none"  # R-MAC then: no attention at all
+        descriptors_BK = r_mac(maps.attended_BKHW) if plain else sr_mac(maps.attended_BKHW, maps.salient_BHW)
+        return maps.saliency_B1hw, maps.logits_BN, descriptors_BK
