@@ -1,17 +1,19 @@
 """Every descriptor side by side: catalog + queries + model(s) -> the letter's table.
 
-  manet compare --catalog C --queries Q --model MODEL --baseline PRETRAINED --out OUT
+  manet compare --catalog C --queries Q --model MODEL --plain PLAIN --baseline PRETRAINED --out OUT
 
 One pass over the pictures for each network: its feature maps are computed once and pooled in many ways, before attention
-(`backbone`, F) and after it (`attended`, X~). Answers come from exact search, so the table compares descriptors and nothing
-else. `behind` says by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same queries, with the 95%
-bootstrap interval of that paired difference. Writes OUT/NETWORK/{gallery,queries} (resumable, as `extract`), `table.json`
-and `table.csv`.
+(`backbone`, F), after it (`attended`, X~), and with one part of the attention changed (`no-text`, `other-saliency`, ...: see
+`manet.names.Features`). Answers come from exact search, so the table compares descriptors and nothing else. `behind` says
+by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same queries, with the 95% bootstrap interval of that
+paired difference. With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes OUT/NETWORK/{gallery,queries}
+(resumable, as `extract`), `table.json`, `table.csv` and `table.png`.
 """
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,19 +22,24 @@ import pyarrow as pa
 from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.errors import BadInputError
 from cluster.telemetry import say
 from jobs.config import JobConfig
-from jobs.inputs import Table, open_model, open_table
+from jobs.inputs import Table, local_copy, open_model, open_table
 from jobs.make import make
 from jobs.parquet import read_parquet
+from jobs.plotting import table_png
 from jobs.querying import relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
+from manet.config import CONFIG, NetworkConfig, read_config
 from manet.exact import exact_search
 from manet.metrics import drop_self, paired_interval, retrieval_metrics
 from manet.names import DescriptorName
 from manet.tables import descriptors_to_numpy
 
-DESCRIPTORS: tuple[DescriptorName, ...] = (
+Vectors = np.ndarray[Any, np.dtype[np.float16]]
+Described = tuple[Artifact, Artifact]  # descriptors of the gallery, and of the queries
+PLAIN: tuple[DescriptorName, ...] = (
     "spoc@backbone",
     "mac@backbone",
     "gem@backbone",
@@ -40,6 +47,9 @@ DESCRIPTORS: tuple[DescriptorName, ...] = (
     "r-mac@backbone",
     "ra-mac@backbone",
     "grmac@backbone",
+)
+BOLTED_ON: tuple[DescriptorName, ...] = ("sr-mac@backbone", "sr-mac@other-saliency")
+ATTENDED: tuple[DescriptorName, ...] = (
     "spoc",
     "mac",
     "gem",
@@ -50,7 +60,10 @@ DESCRIPTORS: tuple[DescriptorName, ...] = (
     "grmac",
     "sr-mac",
     "sr-mac-as-printed",
+    "sr-mac-soft",
+    "sr-mac@other-saliency",
 )
+WITH_TEXT: tuple[DescriptorName, ...] = ("sr-mac@no-text", "r-mac@no-saliency", "sr-mac@other-text")
 COLUMNS = (
     "network",
     "features",
@@ -78,8 +91,12 @@ class Config(JobConfig, DescribeConfig):
     """Queries artifact, or a Parquet file."""
     model: str
     """Model artifact: the trained network."""
+    plain: str = ""
+    """A model that was trained without attention under the same budget."""
     baseline: str = ""
-    """Another model beside it, e.g. the network before it was trained on the categories."""
+    """The network before it was trained on the categories."""
+    fuse: str = ""
+    """A second such network, as MFF has VGG16 beside ResNet50: CroW of both networks' features, fused, is the row mff."""
     k: int = Field(default=7, ge=1, le=1000)
     """Answers for each query."""
 
@@ -88,9 +105,12 @@ def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     gallery = open_table(config.catalog, "catalog", "--catalog")
     queries = open_table(config.queries, "queries", "--queries")
-    models = {"trained": open_model(config.model)}
-    if config.baseline:
-        models = {"pretrained": open_model(config.baseline), **models}
+    if config.fuse and not config.baseline:
+        raise BadInputError("--fuse: give --baseline too; mff fuses the two")
+    given = {"pretrained": config.baseline, "fused": config.fuse, "plain": config.plain, "trained": config.model}
+    models = {name: open_model(uri) for name, uri in given.items() if uri}
+    if read_config(local_copy(models["trained"], CONFIG)).network.attention == "none":
+        raise BadInputError(f"--model {config.model}: was trained without attention; give it as --plain")
     inputs = {"catalog": gallery.source, "queries": queries.source}
     inputs |= {name: model.as_input() for name, model in models.items()}
     return make(config, "comparison", inputs, partial(_build, config, gallery, queries, models))
@@ -102,22 +122,42 @@ def _build(
     relevant = relevant_ids(queries)
     rows: list[dict[str, Any]] = []
     rankings: list[dict[str, list[str]]] = []
+
+    def add(network: str, descriptor: str, described: Sequence[Described]) -> None:
+        ranked = _rank(described, descriptor, config.k)
+        scores = retrieval_metrics({query: ranked.get(query, []) for query in relevant}, relevant, k=config.k)
+        pooling, _, features = descriptor.partition("@")
+        pooling = pooling if len(described) == 1 else "mff"
+        rows.append({"network": network, "features": features or "attended", "descriptor": pooling, **scores})
+        rankings.append(ranked)
+
+    found: dict[str, Described] = {}
     for network, model in models.items():
-        tables = {"gallery": gallery, "queries": queries}
-        described = {name: _describe(config, network, name, table, model) for name, table in tables.items()}
-        for descriptor in DESCRIPTORS:
-            ranked = _rank(described["gallery"], described["queries"], descriptor, config.k)
-            scores = retrieval_metrics({query: ranked.get(query, []) for query in relevant}, relevant, k=config.k)
-            pooling, _, source = descriptor.partition("@")
-            rows.append({"network": network, "features": source or "attended", "descriptor": pooling, **scores})
-            rankings.append(ranked)
+        names = descriptors_of(read_config(local_copy(model, CONFIG)).network)
+        found[network] = (
+            _describe(config, network, "gallery", gallery, model, names),
+            _describe(config, network, "queries", queries, model, names),
+        )
+        if network == "fused":
+            add("pretrained", "crow@backbone", [found["pretrained"], found["fused"]])
+            continue
+        for descriptor in names:
+            add(network, descriptor, [found[network]])
     _add_distance_behind(rows, rankings, relevant, config.k)
     blobs = {
         "table.json": Blob(data=json.dumps(rows, indent=1).encode(), rows=len(rows)),
         "table.csv": Blob(data=_csv(rows), rows=len(rows)),
+        "table.png": Blob(data=table_png(rows)),
     }
     put_unit(writer.store, "table", blobs)
     return ["table"], {"table": [{key: row[key] for key in COLUMNS if key in row} for row in rows]}
+
+
+def descriptors_of(network: NetworkConfig) -> tuple[DescriptorName, ...]:
+    """The rows of a network: what its branches allow."""
+    if network.attention == "none":
+        return (*PLAIN, *BOLTED_ON)
+    return (*PLAIN, *ATTENDED, *(WITH_TEXT if network.text != "none" else ()))
 
 
 def _add_distance_behind(
@@ -130,12 +170,14 @@ def _add_distance_behind(
         row |= dict(zip(names, (round(x, 6) for x in paired_interval(rankings[own], ranked, relevant, k)), strict=True))
 
 
-def _describe(config: Config, network: str, name: str, table: Table, model: Artifact) -> Artifact:
+def _describe(
+    config: Config, network: str, name: str, table: Table, model: Artifact, names: tuple[DescriptorName, ...]
+) -> Artifact:
     nested = config.model_copy(update={"out": f"{config.out.rstrip('/')}/{network}/{name}"})
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         say(f"compare: {network} network, {name}")
-        return unit_names(table, config), describe_into(writer, table, model, config, names=DESCRIPTORS)
+        return unit_names(table, config), describe_into(writer, table, model, config, names=names)
 
     make(
         nested, "descriptors", {"catalog": table.source, "model": model.as_input()}, build, claimed=config.describing()
@@ -143,15 +185,32 @@ def _describe(config: Config, network: str, name: str, table: Table, model: Arti
     return open_artifact(nested.out, "descriptors")
 
 
-def _rank(gallery: Artifact, queries: Artifact, descriptor: str, k: int) -> dict[str, list[str]]:
-    """Exact search of one descriptor: query_id -> its k best gallery ids."""
-    ids, vectors = _column(gallery, descriptor)
-    query_ids, query_vectors = _column(queries, descriptor)
+def _rank(described: Sequence[Described], descriptor: str, k: int) -> dict[str, list[str]]:
+    """Exact search of one descriptor: query_id -> its k best gallery ids. Those of several networks stand side by side,
+    which sums their similarities.
+    """
+    galleries, queries = ([_column(pair[side], descriptor) for pair in described] for side in (0, 1))
+    ids, query_ids = galleries[0][0], queries[0][0]
+    if len(described) > 1:  # a picture that one network could not describe is none of the fused ones
+        common, query_common = (set.intersection(*(set(each[0]) for each in side)) for side in (galleries, queries))
+        ids, query_ids = ([name for name in each if name in kept] for each, kept in
+                          ((ids, common), (query_ids, query_common)))  # fmt: skip
+    vectors, query_vectors = (
+        np.concatenate([_in_order(*each, order) for each in side], 1)
+        for side, order in ((galleries, ids), (queries, query_ids))
+    )
     _, rows = exact_search(vectors, query_vectors, k + 1)
     return {query: drop_self([ids[i] for i in row], query, k) for query, row in zip(query_ids, rows, strict=True)}
 
 
-def _column(descriptors: Artifact, name: str) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float16]]]:
+def _in_order(ids: list[str], vectors: Vectors, order: list[str]) -> Vectors:
+    if ids == order:
+        return vectors
+    place = {name: at for at, name in enumerate(ids)}
+    return vectors[[place[name] for name in order]]
+
+
+def _column(descriptors: Artifact, name: str) -> tuple[list[str], Vectors]:
     parts = [read_parquet(descriptors.read(part)) for part in descriptors.parts("part-") if part.rows]
     return descriptors_to_numpy(pa.concat_tables(parts), column=f"descriptor_{name}")
 

@@ -1,12 +1,13 @@
-"""The training set as `train` reads it: every usable picture of a few-shot set with its pseudo-saliency mask.
+"""The training set as `train` reads it: every usable picture of a few-shot set with its pseudo-saliency mask, or text map.
 
 An artifact of its own (kind `masks`), made by Ray tasks over row ranges: masks are computed once, not once an epoch, and a
 picture that cannot be used is rejected here, with its reason, before training starts.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +24,9 @@ from manet.errors import PictureError
 from manet.images import PictureConfig
 from manet.tables import REJECTS
 
-MASK_CLAIM = ("pseudo_masks",)
-MASK_SIZE = 256  # px: the maps are smooth, and training resizes them anyway
+MapKind = Literal["saliency", "text"]
+CLAIMS: dict[MapKind, tuple[str, ...]] = {"saliency": ("pseudo_masks",), "text": ("pseudo_text",)}
+SIZES: dict[MapKind, int] = {"saliency": 256, "text": 480}  # px: where a product is needs no detail, letters do
 UNIT_ROWS = 64
 FETCHES = 8  # requests in flight of one task
 PICTURE_SECONDS = 20.0  # time limit of decoding one picture
@@ -34,15 +36,15 @@ MASKS = pa.schema(
         ("uri", pa.string()),
         ("label", pa.int32()),
         ("split", pa.string()),
-        ("mask", pa.binary()),  # PNG, grey: the saliency map in 0..255 at MASK_SIZE, before it is binarised
+        ("mask", pa.binary()),  # PNG, grey: the map in 0..255, before it is binarised
     ]
 )
 
 
 def build_masks(
-    writer: ArtifactWriter, fewshot: Artifact, source: str, max_rejects: float
+    writer: ArtifactWriter, fewshot: Artifact, kind: MapKind, source: str, max_rejects: float
 ) -> tuple[list[str], dict[str, Any]]:
-    """Write the masks of all pictures of a few-shot set, resuming what is done; Ray is up.
+    """Write the maps of all pictures of a few-shot set, resuming what is done; Ray is up.
 
     Raises:
         JobFailedError: more rejects than `max_rejects`.
@@ -56,31 +58,43 @@ def build_masks(
     done = writer.finished()
     todo = [unit for unit in units if unit[0] not in done]
     if todo:
-        with Meter("pseudo-masks", len(todo), f"parts of {UNIT_ROWS}") as meter:
-            for _ in run_tasks(partial(_mask_unit, writer.store, fewshot, source), todo):
+        what = "pseudo-masks" if kind == "saliency" else "text maps"
+        with Meter(what, len(todo), f"parts of {UNIT_ROWS}") as meter:
+            for _ in run_tasks(partial(_mask_unit, writer.store, fewshot, kind, source), todo):
                 meter.advance(1)
     names = [unit[0] for unit in units]
     return names, check_rejects(writer, writer.receipts(names), max_rejects)
 
 
-def _mask_unit(store: Store, fewshot: Artifact, source: str, unit: tuple[str, str, str, int]) -> None:
-    import cv2
+def teacher(kind: MapKind, source: str) -> Callable[[Picture], Picture]:
+    """A function from a picture to its map of a kind, grey, uint8.
 
+    Raises:
+        WeightsError: the network's file cannot be had or read.
+    """
     from manet.pseudo_masks import pseudo_mask
+    from manet.pseudo_text import pseudo_text
+
+    seen = (pseudo_mask if kind == "saliency" else pseudo_text)(source, fetch_weights)
+    return lambda picture: np.rint(seen(picture) * 255).astype(np.uint8)
+
+
+def _mask_unit(store: Store, fewshot: Artifact, kind: MapKind, source: str, unit: tuple[str, str, str, int]) -> None:
+    import cv2
 
     cv2.setNumThreads(1)
     name, split, part, start = unit
     table = read_parquet(fewshot.read(fewshot.parts(part)[0])).slice(start, UNIT_ROWS)
-    saliency = pseudo_mask(source, fetch_weights)
+    mask_of = teacher(kind, source)
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, str]] = []
     listed = table.select(["image_id", "uri", "label"]).to_pylist()
-    for row, picture in zip(listed, _prepared([row["uri"] for row in listed]), strict=True):
+    for row, picture in zip(listed, _prepared([row["uri"] for row in listed], SIZES[kind]), strict=True):
         if isinstance(picture, PictureError):
             rejects.append(reject_row(row["image_id"], row["uri"], "masks", picture))
             continue
-        grey = np.rint(saliency(picture) * 255).astype(np.uint8)
-        rows.append({**row, "split": split, "mask": cv2.imencode(".png", grey)[1].tobytes()})
+        mask = cv2.imencode(".png", mask_of(picture))[1].tobytes()
+        rows.append({**row, "split": split, "mask": mask})
     blobs = {
         f"masks-{name}.parquet": Blob(data=parquet_bytes(pa.Table.from_pylist(rows, schema=MASKS)), rows=len(rows))
     }
@@ -90,13 +104,13 @@ def _mask_unit(store: Store, fewshot: Artifact, source: str, unit: tuple[str, st
     put_unit(store, name, blobs, {"rows": len(rows), "rejects": len(rejects)})
 
 
-def _prepared(uris: list[str]) -> list[Picture | PictureError]:
-    """The pictures at MASK_SIZE, decoded in a process of their own: after this, training decodes them in its own."""
+def _prepared(uris: list[str], size: int) -> list[Picture | PictureError]:
+    """The pictures at a size, decoded in a process of their own: after this, training decodes them in its own."""
     with ThreadPoolExecutor(FETCHES) as pool:
         found: list[bytes | PictureError] = list(pool.map(fetch_picture, uris))
     readable = [place for place, data in enumerate(found) if isinstance(data, bytes)]
-    frames = np.empty((len(readable), MASK_SIZE, MASK_SIZE, 3), np.uint8)
-    decoder = Decoder(PictureConfig(size=MASK_SIZE), PICTURE_SECONDS)
+    frames = np.empty((len(readable), size, size, 3), np.uint8)
+    decoder = Decoder(PictureConfig(size=size), PICTURE_SECONDS)
     try:
         faults = decoder.decode([data for data in found if isinstance(data, bytes)], frames)
     finally:

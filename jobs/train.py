@@ -7,6 +7,11 @@ saliency branch alone on Dice, then backbone and saliency branch together on cro
 instance loss over two views of every picture; the text branch is frozen, and so are the pretrained parts' batch statistics.
 Checkpoints go to OUT/checkpoints after every epoch; the same command again goes on from the newest, --overwrite drops them.
 Writes `model.safetensors`, `config.json` and `metrics.json`.
+
+  manet train --branch text --fewshot s3://shop/fewshot --out s3://shop/text --text efficientnet-lite0 --batch-size 16
+
+trains the text branch alone: on a text detector's maps of the pictures (OUT/masks) and on words written over them. Writes
+`text.safetensors` (float16), for --text-weights, and `metrics.json`.
 """
 
 import json
@@ -23,11 +28,13 @@ from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
 from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
-from jobs.masks import MASK_CLAIM, build_masks
-from jobs.training import Plan, default_cpus, fit
+from jobs.masks import CLAIMS, MapKind, build_masks, teacher
+from jobs.training import Branch, Plan, default_cpus, fit
+from manet.checkpoint import TEXT_WEIGHTS, load_model, save_text_branch
 from manet.config import Attention, NetworkConfig, TextSource, read_config
 from manet.images import PictureConfig
-from manet.network import InitialWeights, initial
+from manet.network import InitialWeights, MANet, initial, load_text
+from manet.text import PUBLIC
 
 
 class Config(JobConfig):
@@ -37,10 +44,14 @@ class Config(JobConfig):
 
     fewshot: str
     """Few-shot artifact."""
+    branch: Branch = "all"
+    """What is trained: `all` but the text branch, which is frozen; or `text`, the text branch alone."""
     masks: str = ""
-    """Folder of the pseudo-saliency masks, made there unless they are; default: OUT/masks."""
+    """Folder of the pseudo-saliency masks (of the text maps, with --branch text), made there unless they are; default:
+    OUT/masks."""
     init: str = ""
-    """Model artifact to start from, in place of pretrained weights: its network is kept, its head too if it fits."""
+    """Model artifact to start from, in place of pretrained weights: its network is kept, its head too if it fits; a text
+    branch may be added to one that has none."""
     backbone: str = "efficientnet-lite0"
     """Network of the backbone: efficientnet-lite0, or a name that timm knows (resnet50, vgg16, densenet121, ...)."""
     backbone_weights: str = "pip:efficientnet-lite0"
@@ -52,9 +63,11 @@ class Config(JobConfig):
     attention: Attention = "s*f"
     """How saliency weighs the backbone's features."""
     text: str = "none"
-    """Backbone of the text branch (EAST), or `none`."""
+    """Backbone of the text branch (EAST): a name that timm knows, `vgg16-east` (the public layout), or `none`."""
     text_weights: str = "none"
-    """Weights of the text branch."""
+    """Weights of the text branch; with --branch text of its backbone alone, as --backbone-weights."""
+    pseudo_text: str = "pip:db-text"
+    """What marks text for --branch text: an .onnx detector (DB), or frozen_east_text_detection.pb."""
     text_source: TextSource = "logits"
     """What equation 2 is fed: EAST's score map before (logits) or after (scores) its own sigmoid."""
     size: int = Field(default=480, ge=32)
@@ -99,6 +112,11 @@ class Config(JobConfig):
     def _something_to_train(self) -> "Config":
         if self.saliency_epochs + self.epochs == 0:
             raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
+        if self.branch == "text":
+            if self.text in {"none", PUBLIC}:
+                raise ValueError("--branch text: --text names the network of timm that is trained")
+            if self.init or self.epochs == 0:
+                raise ValueError("--branch text: takes no --init, and --epochs above 0")
         return self
 
 
@@ -110,8 +128,10 @@ def run(config: Config) -> dict[str, Any]:
 
     categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))["categories"]
     network, weights = _network(config, init, len(categories)), _weights(config)
-    if init is None:
-        initial(network, weights, fetch_weights)  # a mistake in the flags is said before the folder is claimed
+    if not config.masks:
+        teacher(*_teaching(config))
+    if init is None:  # a mistake in the flags is said before the folder is claimed
+        initial(network, weights, fetch_weights)
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         with ray_session(config):
@@ -125,23 +145,30 @@ def run(config: Config) -> dict[str, Any]:
                 **{
                     name: getattr(config, name)
                     for name in Plan.model_fields
-                    if name in Config.model_fields and name not in {"init", "worker_cpus"}
+                    if name in Config.model_fields and name not in {"init", "worker_cpus", "saliency_epochs"}
                 },
+                saliency_epochs=0 if config.branch == "text" else config.saliency_epochs,
                 worker_cpus=config.worker_cpus or default_cpus(config.workers, config.worker_gpus),
             )
             return ["model"], _train(config, plan, masks, writer)
 
     inputs = {"fewshot": fewshot.as_input()} | ({"init": init.as_input()} if init else {})
-    return make(config, "model", inputs, build)
+    return make(config, "model" if config.branch == "all" else "text", inputs, build)
+
+
+def _teaching(config: Config) -> tuple[MapKind, str]:
+    """The kind of map that the branch in training learns from, and what makes it."""
+    return ("text", config.pseudo_text) if config.branch == "text" else ("saliency", config.pseudo_masks)
 
 
 def _masks(config: Config, fewshot: Artifact) -> Artifact:
+    kind, source = _teaching(config)
     uri = config.masks or f"{config.out.rstrip('/')}/masks"
     nested = config.model_copy(update={"out": uri, "overwrite": False})
     inputs = {"fewshot": fewshot.as_input()}
-    build = lambda writer: build_masks(writer, fewshot, config.pseudo_masks, config.max_rejects)  # noqa: E731
-    make(nested, "masks", inputs, build, claimed=MASK_CLAIM)
-    return open_artifact(uri, "masks")
+    build = lambda writer: build_masks(writer, fewshot, kind, source, config.max_rejects)  # noqa: E731
+    make(nested, "masks" if kind == "saliency" else "text-maps", inputs, build, claimed=CLAIMS[kind])
+    return open_artifact(uri, "masks" if kind == "saliency" else "text-maps")
 
 
 def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConfig:
@@ -149,19 +176,23 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
 
     Raises:
         BadInputError: a flag that names another network than that of --init.
+        WeightsError: a text branch that is added has no weights.
     """
     pictures = PictureConfig(size=config.size)
     if init is not None:
         theirs = read_config(local_copy(init, "config.json")).network
         for name in ("backbone", "text"):
-            if name in config.model_fields_set and getattr(config, name) != getattr(theirs, name):
+            added = name == "text" and theirs.text == "none"
+            if name in config.model_fields_set and not added and getattr(config, name) != getattr(theirs, name):
                 raise BadInputError(
                     f"--{name} {getattr(config, name)}: the model of --init has {getattr(theirs, name)}; leave the flag out"
                 )
-        chosen = {
-            name: getattr(config, name) for name in ("attention", "text_source") if name in config.model_fields_set
-        }
-        return theirs.model_copy(update=chosen | {"classes": classes, "pictures": pictures})
+        flags = ("attention", "text", "text_source")
+        chosen = {name: getattr(config, name) for name in flags if name in config.model_fields_set}
+        network = theirs.model_copy(update=chosen | {"classes": classes, "pictures": pictures})
+        if network.text != theirs.text:
+            load_text(MANet(network), _weights(config), fetch_weights)
+        return network
     return NetworkConfig(
         backbone=config.backbone,
         text=config.text,
@@ -173,6 +204,9 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
 
 
 def _weights(config: Config) -> InitialWeights:
+    if config.branch == "text":
+        stem = "pip:efficientnet-lite0" if config.text_weights == "none" else config.text_weights
+        return InitialWeights(backbone="random", saliency="random", text_stem=stem)
     return InitialWeights(backbone=config.backbone_weights, saliency=config.saliency_weights, text=config.text_weights)
 
 
@@ -188,7 +222,10 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
             history = fit(plan, masks, checkpoints, Path(scratch), meter)
         history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(plan.init), *history])]
         (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
-        files = ("model.safetensors", "config.json", "metrics.json")
+        files = ["model.safetensors", "config.json", "metrics.json"]
+        if config.branch == "text":
+            files = [TEXT_WEIGHTS, "metrics.json"]
+            save_text_branch(load_model(Path(scratch)), Path(scratch) / TEXT_WEIGHTS)
         put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})
     validated = {key: value for key, value in history[-1].items() if key.startswith("val_")}
     return {"categories": len(plan.categories), "epochs": len(history), **validated}

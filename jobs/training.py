@@ -11,9 +11,8 @@ import json
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -38,7 +37,8 @@ if TYPE_CHECKING:
 
     from manet.network import MANet
 
-DECODER_TIMES = 10  # how much faster the saliency decoder, which starts at random, learns than its pretrained encoder
+Branch = Literal["all", "text"]
+Stage = Literal["saliency", "joint", "text"]
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 _MOMENTS = "optimizer.safetensors"
 
@@ -48,6 +48,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    branch: Branch
     network: NetworkConfig
     weights: InitialWeights
     init: Artifact | None
@@ -83,11 +84,18 @@ class Plan(BaseModel):
     @property
     def views(self) -> int:
         """Augmented views of a training picture in one batch: two where the instance loss compares them."""
-        return 2 if self.instance_loss > 0 and self.epochs > 0 else 1
+        return 2 if self.branch == "all" and self.instance_loss > 0 and self.epochs > 0 else 1
 
-    def stage(self, epoch: int) -> str:
-        """`saliency` or `joint`."""
+    def stage(self, epoch: int) -> Stage:
+        """What is trained in an epoch."""
+        if self.branch == "text":
+            return "text"
         return "saliency" if epoch < self.saliency_epochs else "joint"
+
+    def span(self, epoch: int) -> tuple[int, int]:
+        """The first epoch of an epoch's stage, and how many it has."""
+        early = self.stage(epoch) == "saliency"
+        return (0, self.saliency_epochs) if early else (self.saliency_epochs, self.epochs)
 
     def goes_on(self, epoch: int) -> bool:
         """Whether an epoch follows another one of its stage."""
@@ -221,7 +229,7 @@ def _stream(masks: Artifact, split: str, plan: Plan, clock: Any) -> Any:  # noqa
     return ray.data.from_items(rows, override_num_blocks=len(parts)).map_batches(
         cast(Any, _decode),
         batch_size=1,
-        fn_args=(masks, plan.train_size, plan.views if split == "train" else 0, plan.seed, clock),
+        fn_args=(masks, plan, split == "train", clock),
         num_cpus=DECODE_CPUS,
     )
 
@@ -229,9 +237,8 @@ def _stream(masks: Artifact, split: str, plan: Plan, clock: Any) -> Any:  # noqa
 def _decode(
     batch: dict[str, Any],
     masks: Artifact,
-    size: int,
-    views: int,
-    seed: int,
+    plan: Plan,
+    augment: bool,
     clock: Any,  # noqa: ANN401 - a handle of a Ray actor
 ) -> dict[str, Any]:
     import cv2
@@ -240,7 +247,10 @@ def _decode(
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    draws = np.random.SeedSequence((seed, ray.get(clock.get.remote()), int(batch["at"][0])))
+    size = (
+        plan.network.pictures.size if plan.branch == "text" else plan.train_size
+    )  # letters are cut out, not made small
+    draws = np.random.SeedSequence((plan.seed, ray.get(clock.get.remote()), int(batch["at"][0])))
     torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
     part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
     pixels, grey, labels = [], [], []
@@ -253,8 +263,10 @@ def _decode(
         grey.append(cv2.resize(mask, (size, size)))
         labels.append(row["label"])
     kinds = [(np.stack(pixels), np.stack(grey))]
-    if views:
-        kinds = [_augmented(pixels, grey) for _ in range(views)]
+    if augment and plan.branch == "text":
+        kinds = [_lettered(pixels, grey, plan.train_size)]
+    elif augment:
+        kinds = [_augmented(pixels, grey) for _ in range(plan.views)]
     return {
         "pixels": np.stack([pictures for pictures, _ in kinds], 1),
         "mask": np.stack([masks for _, masks in kinds], 1),
@@ -273,11 +285,21 @@ def _augmented(pixels: list[Any], grey: list[Any]) -> tuple[Any, Any]:
     return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
 
 
+def _lettered(pixels: list[Any], grey: list[Any], size: int) -> tuple[Any, Any]:
+    """A random piece of every picture and of its text map, words written over it, [n, size, size, 3] and [n, size, size]."""
+    from manet.lettering import lettered_view
+
+    views = [lettered_view(*two, size) for two in zip(pixels, grey, strict=True)]
+    return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
+
+
 def _loop(config: dict[str, Any]) -> None:
     """What every worker runs: all epochs that the newest checkpoint has not done."""
     import ray
     import ray.train
     import torch
+
+    from jobs.stages import Steps, steps_of
 
     plan: Plan = config["plan"]
     first = ray.train.get_context().get_world_rank() == 0
@@ -289,10 +311,10 @@ def _loop(config: dict[str, Any]) -> None:
     network, history, moments = _start(plan)
     network.to(device).to(memory_format=torch.channels_last)
     tell(len(history) * plan.steps)
-    step: _Stage | None = None
+    step: Steps | None = None
     for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
         if step is None or plan.stage(epoch) != plan.stage(epoch - 1):
-            step = _Stage(network, plan, epoch, device, moments)
+            step = steps_of(network, plan, epoch, device, moments)
             moments = {}
         begin(epoch)  # no worker's share of the stream is played before all ask for theirs
         row = step.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell)
@@ -310,7 +332,7 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.
     from safetensors.torch import load_file
 
     from manet.checkpoint import load_model
-    from manet.network import MANet, initial
+    from manet.network import MANet, initial, load_text
     from manet.weights import load_into
 
     checkpoint = ray.train.get_checkpoint()
@@ -324,12 +346,14 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.
     if plan.init is None:
         return initial(plan.network, plan.weights, fetch_weights), [], {}
     network = MANet(plan.network)
-    own = network.state_dict()
-    source = load_model(local_copy(plan.init)).state_dict()
+    source = load_model(local_copy(plan.init))
+    own, theirs = network.state_dict(), source.state_dict()
     fits = {
-        name: value for name, value in source.items() if not name.startswith("head.") or _fits(value, own.get(name))
+        name: value for name, value in theirs.items() if not name.startswith("head.") or _fits(value, own.get(name))
     }
     load_into(network, {**own, **fits}, plan.init.uri, strict=False)
+    if source.text is None:
+        load_text(network, plan.weights, fetch_weights)
     return network, [], {}
 
 
@@ -352,162 +376,3 @@ def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]], moments
             save_file(moments, Path(scratch) / _MOMENTS)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ray.train.report(history[-1], checkpoint=checkpoint)
-
-
-def _like(mask: "torch.Tensor", saliency_B1hw: "torch.Tensor") -> "torch.Tensor":
-    """Grey masks [B, S, S] at the saliency map's resolution, [B, h, w]."""
-    from torch.nn import functional as F
-
-    size = saliency_B1hw.shape[-2:]
-    return F.interpolate(mask[:, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
-
-
-class _Stage:
-    """Optimiser, schedule and steps of one stage."""
-
-    def __init__(
-        self,
-        network: "MANet",
-        plan: Plan,
-        epoch: int,
-        device: "torch.device",
-        moments: Mapping[str, "torch.Tensor"],
-    ) -> None:
-        import ray.train
-        import ray.train.torch
-        import torch
-
-        from manet.backbone import freeze_early
-        from manet.network import JointStage, SaliencyStage
-
-        self._network, self._plan, self._device = network, plan, device
-        self._saliency_only = plan.stage(epoch) == "saliency"
-        self._first = 0 if self._saliency_only else plan.saliency_epochs
-        self._epochs = plan.saliency_epochs if self._saliency_only else plan.epochs
-        self._batch, self._steps = plan.batch, plan.steps
-        network.backbone.requires_grad_(not self._saliency_only)
-        for net in (network.backbone.net, network.saliency.encoder):
-            freeze_early(net, plan.frozen_stride)
-        if network.head is not None:
-            network.head.requires_grad_(not self._saliency_only)
-        module = SaliencyStage(network) if self._saliency_only else JointStage(network)
-        self._module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
-        if self._saliency_only:
-            groups = [
-                {"params": network.saliency.encoder.parameters(), "lr": plan.saliency_lr},
-                {"params": network.saliency.decoder_parameters(), "lr": plan.saliency_lr * DECODER_TIMES},
-            ]
-        else:
-            groups = [{"params": part.parameters(), "lr": plan.lr} for part in (network.saliency, network.backbone)]
-            if network.head is not None:
-                groups.append({"params": network.head.parameters(), "lr": plan.head_lr})
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
-        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
-        if moments:
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
-            for name, value in moments.items():
-                index, _, key = name.partition(".")
-                like = parameters[int(index)]  # its layout in memory too
-                moment = torch.empty_like(like, device="cpu").copy_(value) if value.shape == like.shape else value
-                state.setdefault(int(index), {})[key] = moment
-            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-
-    def moments(self) -> dict[str, "torch.Tensor"]:
-        """The optimiser's state, by parameter and name."""
-        state: dict[int, dict[str, torch.Tensor]] = self._optimizer.state_dict()["state"]
-        return {
-            f"{index}.{key}": value.detach().cpu().contiguous()
-            for index, values in state.items()
-            for key, value in values.items()
-        }
-
-    def train_epoch(self, epoch: int, shard: Any, tell: Callable[[Any], None]) -> dict[str, float]:  # noqa: ANN401
-        """One pass over this worker's share (a ray.data.DataIterator); mean losses. `tell` hears of every step."""
-        import torch
-
-        from manet.network import freeze_statistics
-
-        torch.manual_seed(self._plan.seed + epoch)
-        self._module.train()
-        freeze_statistics(self._network)
-        sums: dict[str, float] = {}
-        count = 0
-        for index, batch in enumerate(self._batches(shard, shuffle_seed=self._plan.seed + epoch)):
-            if index == self._steps:  # every worker takes the same number of steps, whatever its share
-                break
-            self._schedule((epoch - self._first) * self._steps + index)
-            losses = self._losses(batch)
-            self._optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            self._optimizer.step()
-            count += 1
-            tell(epoch * self._steps + count)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-        return {name: round(total / max(1, count), 5) for name, total in sums.items()}
-
-    def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
-        """Dice loss and class accuracy over the validation split (this worker's share of it)."""
-        import torch
-
-        from manet.losses import binarise_at_mean, dice_loss
-
-        self._module.eval()
-        rows, dice, right = 0, 0.0, 0
-        with torch.inference_mode():
-            for batch in self._batches(shard):
-                saliency, logits, _ = self._module(batch["pixels"])
-                mask = binarise_at_mean(_like(batch["mask"], saliency))
-                here = len(batch["label"])
-                dice += float(dice_loss(saliency[:, 0], mask)) * here
-                if logits is not None:
-                    right += int((logits.argmax(1) == batch["label"]).sum())
-                rows += here
-        rows = max(1, rows)
-        return {"val_dice_loss": round(dice / rows, 5)} | (
-            {} if self._saliency_only else {"val_accuracy": round(right / rows, 5)}
-        )
-
-    def _batches(self, shard: Any, shuffle_seed: int | None = None) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-        shuffle = shuffle_seed is not None
-        for batch in shard.iter_torch_batches(
-            batch_size=self._batch,
-            device=self._device,
-            drop_last=shuffle and self._steps > 1,
-            local_shuffle_buffer_size=self._batch * 8 if shuffle else None,
-            local_shuffle_seed=shuffle_seed,
-        ):
-            views = batch["pixels"].shape[1]  # side by side: view v of picture b is row b * V + v
-            yield {
-                "pixels": batch["pixels"].flatten(0, 1),
-                "mask": batch["mask"].flatten(0, 1),
-                "label": batch["label"].long().repeat_interleave(views),
-            }
-
-    def _losses(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from torch.nn import functional as F
-
-        from manet.losses import binarise_at_mean, dice_loss, instance_loss
-
-        saliency, logits, descriptors = self._module(batch["pixels"])
-        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
-        if self._saliency_only:
-            return {"loss": dice, "dice_loss": dice}
-        entropy = F.cross_entropy(logits, batch["label"])
-        losses = {"dice_loss": dice, "cross_entropy": entropy}
-        total = entropy + self._plan.saliency_loss * dice
-        if self._plan.views == 2:
-            losses["instance_loss"] = instance_loss(descriptors.unflatten(0, (-1, 2)))
-            total = total + self._plan.instance_loss * losses["instance_loss"]
-        return {"loss": total, **losses}
-
-    def _schedule(self, step: int) -> None:
-        """Cosine from the peak to 0 over the stage, after a warm-up of a twentieth of it."""
-        total = self._epochs * self._steps
-        warm = max(1, total // 20)
-        factor = (
-            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-        )
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor

@@ -9,6 +9,7 @@ from typing import Any, cast
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from manet.errors import InputError
 from manet.weights import Fetch, load_into, read_tensors, resolve
@@ -31,6 +32,14 @@ class Normalise(nn.Module):
     def forward(self, rgb: Tensor) -> Tensor:
         """The normalised picture."""
         return (rgb - self.mean) / self.std
+
+
+def at_most(rgb: Tensor, size: int) -> Tensor:
+    """Pictures [B, 3, h, w] brought down to a longer side, px, where theirs is larger."""
+    if max(rgb.shape[-2:]) <= size:
+        return rgb
+    scale = size / max(rgb.shape[-2:])
+    return F.interpolate(rgb, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False)
 
 
 class Backbone(nn.Module):

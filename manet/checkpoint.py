@@ -9,6 +9,7 @@ from manet.network import MANet
 from manet.weights import load_into, read_tensors
 
 WEIGHTS = "model.safetensors"
+TEXT_WEIGHTS = "text.safetensors"
 
 
 def save_model(folder: Path, network: MANet, categories: tuple[str, ...] = ()) -> None:
@@ -30,3 +31,18 @@ def load_model(folder: Path) -> MANet:
     network = MANet(read_config(folder).network)
     load_into(network, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     return network.eval()
+
+
+def save_text_branch(network: MANet, path: Path) -> None:
+    """Write the weights of a network's text branch alone, as float16, for `--text-weights`.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if network.text is None:
+        raise ValueError("the network has no text branch")
+    tensors = network.text.state_dict()
+    save_file(
+        {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items()},
+        path,
+    )

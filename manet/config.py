@@ -25,7 +25,9 @@ class NetworkConfig(BaseModel):
     saliency_size: int = Field(default=256, ge=32)
     """Longer side of the picture that the saliency branch sees, px."""
     text: str = "none"
-    """Backbone of the text branch (EAST), or `none`: T = 1."""
+    """Backbone of the text branch (EAST): a name of timm, `vgg16-east` (the public layout), or `none`: T = 1."""
+    text_size: int = Field(default=480, ge=32)
+    """Longer side of the picture that the text branch sees, px, at most."""
     attention: Attention = "s*f"
     """How saliency weighs F; `none` is the plain backbone."""
     text_source: TextSource = "logits"

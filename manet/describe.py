@@ -12,8 +12,8 @@ import torch
 
 from manet.errors import InputError
 from manet.images import auto_batch
-from manet.names import DescriptorName, PoolingName, Precision
-from manet.network import MANet, Maps
+from manet.names import NEED_TEXT, DescriptorName, Features, PoolingName, Precision
+from manet.network import MANet, Maps, features_of
 from manet.pooling import dead_rows, pool, sr_mac_parts
 from manet.regions import rmac_regions
 
@@ -59,7 +59,7 @@ class Describer:
         compiled: let torch.compile build the network's kernels (GPU only).
 
     Raises:
-        InputError: `compiled` without a GPU, or a GPU that torch does not find.
+        InputError: `compiled` without a GPU, a GPU that torch does not find, or a descriptor that needs a text branch.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Describer:
     ) -> None:
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError("torch finds no CUDA device on this node; see to its driver, or ask for no GPU")
+        if network.text is None and (lost := [name for name in names if name.partition("@")[2] in NEED_TEXT]):
+            raise InputError(f"descriptor {lost[0]}: the model has no text branch; leave it out")
         self._network = network.eval().to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype, self._scales = getattr(torch, precision), tuple(scales)
@@ -146,9 +148,9 @@ class Describer:
             return
         alive = np.arange(len(dead))[rows][~gone.cpu().numpy()]
         for name in self._names:
-            pooling, _, source = name.partition("@")
-            x = maps.backbone_BKHW if source == "backbone" else maps.attended_BKHW
-            pooled = pool(cast(PoolingName, pooling), x[~gone], maps.salient_BHW[~gone])
+            pooling, _, features = name.partition("@")
+            x = features_of(maps, cast(Features, features or "attended"), self._network.config)
+            pooled = pool(cast(PoolingName, pooling), x[~gone], maps.salient_BHW[~gone], maps.saliency_BHW[~gone])
             sums[name][alive] += pooled.cpu().numpy()
 
     def maps(self, pixels_NSS3: Array) -> tuple[Array, Array | None]:

@@ -1,4 +1,4 @@
-"""The saliency loss, the binary maps that it and SR-MAC use, and the instance loss.
+"""The saliency loss, the binary maps that it and SR-MAC use, the instance loss, and the text branch's loss.
 
 Shape letters: B pictures, V views, C channels, H x W cells or pixels. Source: METHOD.md "Training", equation 1.
 """
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEMPERATURE = 0.1  # of the instance loss
+TEXT_THRESHOLD = 0.3
 
 
 def binarise_at_mean(map_BHW: Tensor) -> Tensor:
@@ -59,3 +60,19 @@ def instance_loss(descriptor_BVC: Tensor, temperature: float = TEMPERATURE) -> T
     itself = torch.eye(len(flat), dtype=torch.bool, device=flat.device)
     other_view = torch.arange(len(flat), device=flat.device) ^ 1
     return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), other_view)
+
+
+def text_loss(logits_BHW: Tensor, map_BHW: Tensor) -> Tensor:
+    """Cross-entropy with a detector's scores + Dice with where they exceed 0.3, a scalar: how the text branch learns.
+
+    Args:
+        logits_BHW: score map before its sigmoid.
+        map_BHW: the detector's scores in [0, 1].
+    """
+    logits = logits_BHW.float()
+    return F.binary_cross_entropy_with_logits(logits, map_BHW) + dice_loss(torch.sigmoid(logits), is_text(map_BHW))
+
+
+def is_text(map_BHW: Tensor) -> Tensor:
+    """1 where a detector's score is above its threshold (0.3, as DB has it), else 0; same shape and dtype."""
+    return (map_BHW > TEXT_THRESHOLD).to(map_BHW.dtype)

@@ -6,8 +6,22 @@ from manet.errors import PictureError, Reason
 
 Precision = Literal["float32", "bfloat16", "float16"]
 PoolingName = Literal[
-    "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed"
+    "mac",
+    "spoc",
+    "gem",
+    "crow",
+    "r-mac",
+    "r-mac-global",
+    "ra-mac",
+    "grmac",
+    "sr-mac",
+    "sr-mac-as-printed",
+    "sr-mac-soft",
 ]
+Features = Literal["attended", "backbone", "no-text", "no-saliency", "other-saliency", "other-text"]
+"""What is pooled: X~ as the model's configuration says; F before attention; or X~ with one thing changed: T = 1, S = 1,
+(1 + S) * F in place of S * F (or S * F in place of any other), T of scores in place of logits (or the other way round)."""
+NEED_TEXT: frozenset[Features] = frozenset({"no-text", "other-text"})
 DescriptorName = Literal[
     "mac",
     "spoc",
@@ -19,6 +33,7 @@ DescriptorName = Literal[
     "grmac",
     "sr-mac",
     "sr-mac-as-printed",
+    "sr-mac-soft",
     "mac@backbone",
     "spoc@backbone",
     "gem@backbone",
@@ -28,6 +43,10 @@ DescriptorName = Literal[
     "ra-mac@backbone",
     "grmac@backbone",
     "sr-mac@backbone",
+    "sr-mac@no-text",
+    "r-mac@no-saliency",
+    "sr-mac@other-saliency",
+    "sr-mac@other-text",
 ]
-"""A pooling of X~; with `@backbone`, of the backbone's own F, before attention."""
+"""A pooling of X~, or, behind an @, of other features."""
 DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")

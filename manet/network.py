@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manet.backbone import Backbone, load_pretrained
-from manet.config import Attention, NetworkConfig
+from manet.backbone import Backbone, at_most, load_pretrained
+from manet.config import Attention, NetworkConfig, TextSource
 from manet.errors import WeightsError
 from manet.losses import binarise_at_mean
+from manet.names import NEED_TEXT, Features
 from manet.pooling import r_mac, sr_mac
 from manet.saliency import SaliencyNet
-from manet.text import East
+from manet.text import text_branch, without_wrapper
 from manet.weights import Fetch, load_into, read_tensors, resolve
 
 
@@ -28,6 +29,8 @@ class InitialWeights(BaseModel):
     backbone: str
     saliency: str
     text: str = "none"
+    text_stem: str = "none"
+    """Of the text branch's stem alone, where that branch is what is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,12 @@ class Maps:
     backbone_BKHW: Tensor
     attended_BKHW: Tensor
     saliency_B1hw: Tensor
+    saliency_BHW: Tensor
     salient_BHW: Tensor
+    text_B1hw: Tensor | None
+    """EAST's score map before its sigmoid."""
     text_B1HW: Tensor | None
+    """Tm of equation 2."""
     logits_BN: Tensor | None
 
 
@@ -66,7 +73,7 @@ class MANet(nn.Module):
         self.config = config
         self.backbone = Backbone(config.backbone)
         self.saliency = SaliencyNet(config.saliency, config.saliency_size)
-        self.text = None if config.text == "none" else East(config.text)
+        self.text = None if config.text == "none" else text_branch(config.text)
         self.head = nn.Linear(self.backbone.channels, config.classes) if config.classes else None
 
     def forward(self, pixels_BHW3: Tensor) -> Maps:
@@ -76,24 +83,52 @@ class MANet(nn.Module):
         s = self.saliency(rgb)
         s_at_map = _resized(s, f)
         x = weigh_by_saliency(f, s_at_map.to(f.dtype), self.config.attention)
-        tm = self._text_map(rgb, f)
+        logits = None if self.text is None else self.text(at_most(rgb, self.config.text_size))[0]
+        tm = None if logits is None else text_map(logits, self.config.text_source, f)
         if tm is not None:
             x = weigh_by_text(x, tm.to(f.dtype))
         return Maps(
             backbone_BKHW=f,
             attended_BKHW=x,
             saliency_B1hw=s,
+            saliency_BHW=s_at_map[:, 0],
             salient_BHW=binarise_at_mean(s_at_map[:, 0]),
+            text_B1hw=logits,
             text_B1HW=tm,
             logits_BN=None if self.head is None else self.head(x.float().mean((-2, -1))),
         )
 
-    def _text_map(self, rgb: Tensor, f: Tensor) -> Tensor | None:
-        """Tm at map resolution, or None without a text branch."""
-        if self.text is None:
-            return None
-        logits, _ = self.text(rgb)
-        return _resized(torch.sigmoid(logits) if self.config.text_source == "scores" else logits, f)
+
+def text_map(logits_B1hw: Tensor, source: TextSource, like: Tensor) -> Tensor:
+    """Tm of equation 2, from EAST's score map before its sigmoid, at the cells of a feature map."""
+    return _resized(torch.sigmoid(logits_B1hw) if source == "scores" else logits_B1hw, like)
+
+
+def features_of(maps: Maps, features: Features, config: NetworkConfig) -> Tensor:
+    """What a descriptor pools, [B, K, H, W]: X~ of a pass, F, or X~ with one of its parts changed.
+
+    Raises:
+        ValueError: the text attention of a network that has none is to be changed.
+    """
+    if features == "attended":
+        return maps.attended_BKHW
+    f, logits = maps.backbone_BKHW, maps.text_B1hw
+    if features == "backbone":
+        return f
+    attention: Attention = config.attention
+    if features == "no-saliency":
+        attention = "none"
+    elif features == "other-saliency":
+        attention = "(1+s)*f" if attention == "s*f" else "s*f"
+    x = weigh_by_saliency(f, maps.saliency_BHW[:, None].to(f.dtype), attention)
+    if logits is None and features in NEED_TEXT:
+        raise ValueError(f"{features}: the network has no text branch")
+    if logits is None or features == "no-text":
+        return x
+    source = config.text_source
+    if features == "other-text":
+        source = "scores" if source == "logits" else "logits"
+    return weigh_by_text(x, text_map(logits, source, f).to(f.dtype))
 
 
 def as_rgb(pixels_BHW3: Tensor) -> Tensor:
@@ -115,12 +150,24 @@ def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None 
     network = MANet(config)
     load_pretrained(network.backbone.net, config.backbone, weights.backbone, fetch)
     load_pretrained(network.saliency.encoder, config.saliency, weights.saliency, fetch)
-    if network.text is not None:
-        if weights.text == "none":
-            raise WeightsError("the text branch has no weights: give --text-weights FILE, or --text none")
-        if weights.text != "random":
-            load_into(network.text, read_tensors(resolve(weights.text, fetch)), weights.text)
+    load_text(network, weights, fetch)
     return network
+
+
+def load_text(network: MANet, weights: InitialWeights, fetch: Fetch | None = None) -> None:
+    """Fill the text branch, where there is one, from its weights spec.
+
+    Raises:
+        WeightsError: no weights are given, or they are missing or another network's.
+    """
+    if network.text is None:
+        return
+    if weights.text_stem != "none":
+        load_pretrained(network.text.stem, network.config.text, weights.text_stem, fetch)
+    elif weights.text == "none":
+        raise WeightsError("the text branch has no weights: give --text-weights FILE, or --text none")
+    elif weights.text != "random":
+        load_into(network.text, without_wrapper(read_tensors(resolve(weights.text, fetch))), weights.text)
 
 
 def freeze_statistics(network: MANet) -> None:
@@ -129,7 +176,7 @@ def freeze_statistics(network: MANet) -> None:
     To be called after `train()`. Batches of some thirty pictures, half of them pasted before other backgrounds, estimate
     ImageNet's statistics badly; with them frozen a step also means the same on any number of workers.
     """
-    parts = [network.backbone, network.saliency.encoder, *([network.text] if network.text is not None else [])]
+    parts = [network.backbone, network.saliency.encoder, *([network.text.stem] if network.text is not None else [])]
     for part in parts:
         for module in part.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -146,6 +193,22 @@ class SaliencyStage(nn.Module):
     def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, None, None]:
         """Saliency [B, 1, h, w]; no logits, no descriptors."""
         return self.saliency(as_rgb(pixels_BHW3)), None, None
+
+
+class TextStage(nn.Module):
+    """The training of the text branch as one module: nothing else takes part."""
+
+    def __init__(self, network: MANet) -> None:
+        super().__init__()
+        if network.text is None:
+            raise ValueError("the network has no text branch")
+        network.text.learn()
+        self.text = network.text
+
+    def forward(self, pixels_BHW3: Tensor) -> Tensor:
+        """Score map before its sigmoid, [B, 1, h, w]."""
+        logits_B1hw: Tensor = self.text(as_rgb(pixels_BHW3))[0]
+        return logits_B1hw
 
 
 class JointStage(nn.Module):

@@ -90,7 +90,8 @@ def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> 
 
     Args:
         x_BCHW: the basic feature tensor X~.
-        salient_BHW: 1 where the cell is salient, else 0. No salient cell at all: every weight is 1 (plain R-MAC).
+        salient_BHW: 1 where the cell is salient, else 0 (or shares between: a region then weighs its mean). No salient
+            cell at all: every weight is 1 (plain R-MAC).
         as_printed: weigh before the norm, as the letter prints it; the weight is then a mere gate, 0 or 1.
 
     Raises:
@@ -126,15 +127,15 @@ def _weighted(regions: Regions, x_BCHW: Tensor, weight_BR: Tensor) -> Tensor:
     return _units(torch.einsum("br,brc->bc", weight_BR, _units(regions.max(x_BCHW).float())))
 
 
-def pool(name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor) -> Tensor:
-    """A pooling by name, [B, C]. Only SR-MAC looks at `salient_BHW`.
+def pool(name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor, saliency_BHW: Tensor) -> Tensor:
+    """A pooling by name, [B, C]. Only SR-MAC looks at `salient_BHW`, `sr-mac-soft` at the saliency in [0, 1] itself.
 
     Raises:
         PictureError: a picture's map is dead; `dead_rows` tells which.
     """
     if dead_rows(x_BCHW).any():
         raise DEAD
-    return _BY_NAME[name](x_BCHW, salient_BHW)
+    return _BY_NAME[name](x_BCHW, saliency_BHW if name == "sr-mac-soft" else salient_BHW)
 
 
 _BY_NAME: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {
@@ -148,6 +149,7 @@ _BY_NAME: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {
     "grmac": lambda x, _: grmac(x),
     "sr-mac": sr_mac,
     "sr-mac-as-printed": lambda x, salient: sr_mac(x, salient, as_printed=True),
+    "sr-mac-soft": sr_mac,
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manet.backbone import Normalise, create, mean_std
+from manet.backbone import Normalise, at_most, create, mean_std
 
 _WIDTH = 48  # channels of the decoder
 
@@ -49,10 +49,7 @@ class SaliencyNet(nn.Module):
 
     def forward(self, rgb: Tensor) -> Tensor:
         """Saliency of a batch."""
-        scale = self.size / max(rgb.shape[-2:])
-        if scale < 1:
-            rgb = F.interpolate(rgb, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False)
-        pyramid = self.encoder(self.normalise(rgb))
+        pyramid = self.encoder(self.normalise(at_most(rgb, self.size)))
         top = self.merge[-1](self.lateral[-1](pyramid[self._used[-1]]))
         for level in range(len(self._used) - 2, -1, -1):
             here = self.lateral[level](pyramid[self._used[level]])

@@ -1,5 +1,6 @@
 """Where weights come from. A spec is one of
 
+  own:NAME     a file of this package (manet/trained), trained by `manet train`; its card says how
   pip:NAME     a file that a pip package ships, its size and sha256 pinned below
   PATH or URI  a .safetensors file (or a .pth that holds tensors only)
   pretrained   the library's own download, for who is online
@@ -30,6 +31,7 @@ class _Shipped:
     file: str
     size: int
     sha256: str
+    install: str = "pip install 'manet[demo]'"
 
 
 _SHIPPED = {
@@ -45,11 +47,20 @@ _SHIPPED = {
         size=4_574_861,
         sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
     ),
+    "db-text": _Shipped(
+        package="rapidocr-onnxruntime",
+        file="ch_PP-OCRv4_det_infer.onnx",
+        size=4_745_517,
+        sha256="d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
+        install="pip install --no-deps rapidocr-onnxruntime==1.4.4",  # its own dependencies bring another OpenCV
+    ),
 }
+TRAINED = Path(__file__).parent / "trained"
+_OWN: dict[str, str] = {}  # sha256 by name
 
 
 def resolve(spec: str, fetch: Fetch | None = None) -> Path:
-    """The local file behind `pip:NAME`, a path or a URI.
+    """The local file behind `own:NAME`, `pip:NAME`, a path or a URI.
 
     Args:
         spec: as this module's docstring has it, but for `pretrained` and `random`.
@@ -60,14 +71,31 @@ def resolve(spec: str, fetch: Fetch | None = None) -> Path:
     """
     if spec.startswith("pip:"):
         return _from_package(spec)
+    if spec.startswith("own:"):
+        return _own(spec)
     if "://" in spec:
         if fetch is None:
             raise WeightsError(f"weights {spec}: only local files can be read here")
         return fetch(spec)
     path = Path(spec).expanduser()
     if not path.is_file():
-        raise WeightsError(f"weights {spec}: no such file (or did you mean pip:NAME, pretrained or random?)")
+        raise WeightsError(f"weights {spec}: no such file (or did you mean own:NAME, pip:NAME, pretrained or random?)")
     return path
+
+
+def _own(spec: str) -> Path:
+    name = spec.removeprefix("own:")
+    if name not in _OWN:
+        raise WeightsError(f"weights {spec}: unknown; the package has own:{', own:'.join(_OWN)}")
+    path = TRAINED / f"{name}.safetensors"
+    if not path.is_file() or _digest(path) != _OWN[name]:
+        raise WeightsError(f"weights {spec}: {path.name} is missing or damaged; install manet again")
+    return path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_package(spec: str) -> Path:
@@ -77,12 +105,11 @@ def _from_package(spec: str) -> Path:
     try:
         files = metadata.files(shipped.package) or []
     except metadata.PackageNotFoundError:
-        raise WeightsError(f"weights {spec}: {shipped.package} is not installed; pip install 'manet[demo]'") from None
+        raise WeightsError(f"weights {spec}: {shipped.package} is not installed; {shipped.install}") from None
     paths = [Path(str(file.locate())) for file in files if file.name == shipped.file]
     if not paths or not paths[0].is_file():
         raise WeightsError(f"weights {spec}: {shipped.package} has no file {shipped.file}; install it again")
-    with paths[0].open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(paths[0])
     if paths[0].stat().st_size != shipped.size or digest != shipped.sha256:
         raise WeightsError(f"weights {spec}: {paths[0].name} is not the file that is known here (sha256 {digest[:12]})")
     return paths[0]

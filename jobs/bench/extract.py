@@ -27,12 +27,12 @@ from cluster.storage import open_store, read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
 from jobs.bench.by_torchvision import Pictures
-from jobs.bench.plotting import seconds_png
 from jobs.inputs import Table, open_model, open_table
 from jobs.loading import FETCHES
 from jobs.memory import FOR_PASSES
 from jobs.pictures import load_picture
 from jobs.planning import cut
+from jobs.plotting import seconds_png
 from jobs.rates import ModelRate, Rates, add_rates, origin
 from jobs.streaming import DescribeConfig, picture_config, stream
 from jobs.workers import Describe, make_loader

@@ -29,11 +29,11 @@ from cluster.storage import open_store
 from cluster.telemetry import say
 from jobs.bench import by_hand
 from jobs.bench.by_hand import K, Stock
-from jobs.bench.plotting import frontier_png
 from jobs.bench.probing import measured
 from jobs.bench.truth import recall, say_table
 from jobs.bench.vectors import held_out
 from jobs.inputs import cache_folder
+from jobs.plotting import frontier_png
 from jobs.postprocessing import OPTIONS
 from jobs.querying import open_index, open_searcher, read_descriptors
 from manet.exact import exact_search

@@ -19,9 +19,9 @@ from jobs.bench import index as bench_index
 from jobs.bench import search as bench_search
 from jobs.bench import vectors
 from jobs.bench.by_hand import Stock, build, open_usearch, usearch
-from jobs.bench.plotting import frontier_png
 from jobs.bench.probing import measured
 from jobs.bench.truth import gallery_file, recall
+from jobs.plotting import frontier_png
 from jobs.querying import open_index, open_searcher
 from manet.exact import exact_search
 from tests.conftest import Run

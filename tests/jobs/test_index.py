@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from cluster.artifact import open_artifact
-from jobs.compare import DESCRIPTORS
+from jobs.compare import ATTENDED, BOLTED_ON, PLAIN
 from jobs.inputs import local_copy
 from jobs.querying import answer_row, open_index, open_searcher, read_all
 from manet.checkpoint import load_model
 from manet.describe import Describer
 from manet.images import decode
 from manet.metrics import retrieval_metrics
-from tests.conftest import Run
+from tests.conftest import Run, commit
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 
 STOCK = """
@@ -200,10 +200,32 @@ def test_compare_describes_as_extract_does(
     command = ("compare", "--catalog", shop / "catalog", "--queries", shop / "queries", "--model", model)
     done = manet(*command, "--part-rows", 32, "--out", tmp_path / "table")
     rows = {(row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
-    assert len(rows) == len(DESCRIPTORS)
+    assert len(rows) == len(PLAIN) + len(ATTENDED)
+    assert (tmp_path / "table" / "table.png").read_bytes().startswith(b"\x89PNG")
     assert all(0 <= row["map@7"] <= 1 and row["map@7_low"] <= row["map@7_high"] for row in rows.values())
     header = (tmp_path / "table" / "table.csv").read_text().splitlines()[0]
     assert header.startswith("network,features,descriptor,map@7")
     for path in sorted(descriptors.glob("part-*.parquet")):
         other = pq.read_table(tmp_path / "table" / "trained" / "gallery" / path.name)
         assert pq.read_table(path)["descriptor"].to_pylist() == other["descriptor_sr-mac"].to_pylist()
+
+
+def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Path, shop: Path, tmp_path: Path) -> None:
+    """The same network twice: MFF is then CroW itself. A model without attention has rows of its own."""
+    config = json.loads((model / "config.json").read_text())
+    config["network"]["attention"] = "none"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    files = {"model.safetensors": model / "model.safetensors", "config.json": tmp_path / "config.json"}
+    plain = commit(tmp_path / "plain", "model", files)
+    flags = ["compare", "--catalog", shop / "catalog", "--queries", shop / "queries", "--out", tmp_path / "table"]
+    assert_refused(manet(*flags, "--model", plain), 2, "was trained without attention")
+    assert_refused(manet(*flags, "--model", model, "--fuse", model), 2, "--fuse: give --baseline too")
+    done = manet(*flags, "--model", model, "--baseline", model, "--fuse", model, "--plain", plain)
+    rows = {(row["network"], row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
+    mff, crow = rows["pretrained", "backbone", "mff"], rows["pretrained", "backbone", "crow"]
+    assert mff["map@7"] == pytest.approx(crow["map@7"], abs=1e-6)
+    assert len(rows) == 2 * (len(PLAIN) + len(ATTENDED)) + 1 + len(PLAIN) + len(BOLTED_ON)
+    trained = rows["trained", "attended", "sr-mac"]
+    bolted = rows["plain", "other-saliency", "sr-mac"]  # the same weights: S * F bolted on is what was trained
+    assert bolted["map@7"] == trained["map@7"]
+    assert bolted["behind"] == 0

@@ -181,7 +181,7 @@ def test_a_dead_picture_is_marked_and_the_others_stay(network: MANet, pixels: np
 
         def __init__(self) -> None:
             super().__init__()
-            self.backbone, self.config = network.backbone, network.config
+            self.backbone, self.config, self.text = network.backbone, network.config, network.text
 
         def forward(self, given: torch.Tensor) -> object:
             maps = network(given)

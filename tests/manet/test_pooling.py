@@ -11,7 +11,8 @@ from manet.pooling import dead_rows, gem, pool, r_mac, sr_mac
 from tests.manet.test_regions import reference_boxes
 
 NAMES: tuple[PoolingName, ...] = (
-    "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed"
+    "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed",
+    "sr-mac-soft",
 )  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
         peak = x[inside].max((1, 2))
         if name.startswith("r-mac"):
             total += _unit(peak)
-        elif name == "sr-mac":
+        elif name in {"sr-mac", "sr-mac-soft"}:
             total += weight * _unit(peak)
         else:
             total += _unit(weight * peak)
@@ -84,8 +85,13 @@ def _maps(height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (2, 3), (7, 7), (15, 20), (33, 4)])
 def test_against_the_reference(name: PoolingName, height: int, width: int) -> None:
     x, salient = _maps(height, width)
-    got = pool(name, x, salient)
-    wanted = np.stack([reference(name, one.numpy(), mask.numpy()) for one, mask in zip(x, salient, strict=True)])
+    soft = (
+        torch.rand(salient.shape, generator=torch.Generator().manual_seed(1))
+        * (salient.flatten(1).amax(1)[:, None, None])
+    )
+    got = pool(name, x, salient, soft)
+    looked_at = soft if name == "sr-mac-soft" else salient
+    wanted = np.stack([reference(name, one.numpy(), mask.numpy()) for one, mask in zip(x, looked_at, strict=True)])
     np.testing.assert_allclose(got.numpy(), wanted, atol=2e-6)
     np.testing.assert_allclose(got.norm(dim=1).numpy(), 1, atol=1e-5)
 
@@ -110,8 +116,8 @@ def _sum_of_regions(x: np.ndarray) -> np.ndarray:
 
 def test_gem_lies_between_mean_and_maximum() -> None:
     x, salient = _maps(6, 6)
-    torch.testing.assert_close(gem(x, p=1.0), pool("spoc", x, salient), atol=1e-5, rtol=0)
-    torch.testing.assert_close(gem(x, p=20.0), pool("mac", x, salient), atol=0.05, rtol=0)
+    torch.testing.assert_close(gem(x, p=1.0), pool("spoc", x, salient, salient), atol=1e-5, rtol=0)
+    torch.testing.assert_close(gem(x, p=20.0), pool("mac", x, salient, salient), atol=0.05, rtol=0)
 
 
 def test_a_dead_map_has_no_descriptor() -> None:
@@ -119,5 +125,5 @@ def test_a_dead_map_has_no_descriptor() -> None:
     x[2] = 0
     assert dead_rows(x).tolist() == [False, False, True, False]
     with pytest.raises(PictureError) as error:
-        pool("sr-mac", x, salient)
+        pool("sr-mac", x, salient, salient)
     assert error.value.reason is Reason.DEAD_FEATURE_MAP

@@ -1,0 +1,224 @@
+"""What a step of training computes, for each stage: its parameters, its losses, its figures on the validation split.
+
+`saliency`: the saliency branch alone, on Dice. `joint`: backbone and saliency branch, on cross-entropy + lambda * Dice + the
+instance loss. `text`: the text branch alone, on a detector's maps and on words written over the pictures (`train --branch
+text`). Source: METHOD.md "Training". Runs on the workers of `jobs.training`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray.train.torch
+import torch
+from torch.nn import functional as F
+
+from manet.backbone import freeze_early
+from manet.losses import binarise_at_mean, dice_loss, instance_loss, text_loss
+from manet.network import JointStage, MANet, SaliencyStage, TextStage, freeze_statistics
+
+if TYPE_CHECKING:
+    from jobs.training import Plan
+
+DECODER_TIMES = 10  # how much faster a branch's decoder, which starts at random, learns than its pretrained encoder
+Losses = dict[str, torch.Tensor]
+Batch = dict[str, torch.Tensor]
+Groups = list[dict[str, Any]]
+
+
+class Steps:
+    """Optimiser, schedule and steps of one stage.
+
+    Args:
+        network: whose parts are trained.
+        plan: the run.
+        epoch: any epoch of the stage.
+        device: of this worker.
+        moments: the optimiser's state within the stage, from a checkpoint; empty at its beginning.
+    """
+
+    def __init__(
+        self, network: MANet, plan: "Plan", epoch: int, device: torch.device, moments: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._network, self._plan, self._device = network, plan, device
+        self._first, self._epochs = plan.span(epoch)
+        self._batch, self._steps = plan.batch, plan.steps
+        module, groups = self._parts(network)
+        self._module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
+        self._peaks = [group["lr"] for group in self._optimizer.param_groups]
+        if moments:
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            parameters = [each for group in self._optimizer.param_groups for each in group["params"]]
+            for name, value in moments.items():
+                index, _, key = name.partition(".")
+                like = parameters[int(index)]  # its layout in memory too
+                moment = torch.empty_like(like, device="cpu").copy_(value) if value.shape == like.shape else value
+                state.setdefault(int(index), {})[key] = moment
+            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+    def _parts(self, network: MANet) -> tuple[torch.nn.Module, Groups]:
+        """The stage as a module, and what of it learns how fast."""
+        raise NotImplementedError
+
+    def _losses(self, batch: Batch) -> Losses:
+        """Losses of a batch by name; `loss` is what is minimised."""
+        raise NotImplementedError
+
+    def _figures(self, batch: Batch) -> dict[str, float]:
+        """Figures of a batch of the validation split, means over its pictures."""
+        raise NotImplementedError
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """The optimiser's state, by parameter and name."""
+        state: dict[int, dict[str, torch.Tensor]] = self._optimizer.state_dict()["state"]
+        return {
+            f"{index}.{key}": value.detach().cpu().contiguous()
+            for index, values in state.items()
+            for key, value in values.items()
+        }
+
+    def train_epoch(self, epoch: int, shard: Any, tell: Callable[[Any], None]) -> dict[str, float]:  # noqa: ANN401
+        """One pass over this worker's share (a ray.data.DataIterator); mean losses. `tell` hears of every step."""
+        torch.manual_seed(self._plan.seed + epoch)
+        self._module.train()
+        freeze_statistics(self._network)
+        sums: dict[str, float] = {}
+        count = 0
+        for index, batch in enumerate(self._batches(shard, shuffle_seed=self._plan.seed + epoch)):
+            if index == self._steps:  # every worker takes the same number of steps, whatever its share
+                break
+            self._schedule((epoch - self._first) * self._steps + index)
+            losses = self._losses(batch)
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(losses["loss"])
+            self._optimizer.step()
+            count += 1
+            tell(epoch * self._steps + count)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        return {name: round(total / max(1, count), 5) for name, total in sums.items()}
+
+    def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
+        """The stage's figures over the validation split (this worker's share of it)."""
+        self._module.eval()
+        rows, sums = 0, dict[str, float]()
+        with torch.inference_mode():
+            for batch in self._batches(shard):
+                here = len(batch["label"])
+                for name, value in self._figures(batch).items():
+                    sums[name] = sums.get(name, 0.0) + value * here
+                rows += here
+        return {f"val_{name}": round(total / max(1, rows), 5) for name, total in sums.items()}
+
+    def _batches(self, shard: Any, shuffle_seed: int | None = None) -> Iterator[Batch]:  # noqa: ANN401
+        shuffle = shuffle_seed is not None
+        for batch in shard.iter_torch_batches(
+            batch_size=self._batch,
+            device=self._device,
+            drop_last=shuffle and self._steps > 1,
+            local_shuffle_buffer_size=self._batch * 8 if shuffle else None,
+            local_shuffle_seed=shuffle_seed,
+        ):
+            views = batch["pixels"].shape[1]  # side by side: view v of picture b is row b * V + v
+            yield {
+                "pixels": batch["pixels"].flatten(0, 1),
+                "mask": batch["mask"].flatten(0, 1),
+                "label": batch["label"].long().repeat_interleave(views),
+            }
+
+    def _schedule(self, step: int) -> None:
+        """Cosine from the peak to 0 over the stage, after a warm-up of a twentieth of it."""
+        total = self._epochs * self._steps
+        warm = max(1, total // 20)
+        factor = (
+            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        )
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+
+
+class _Saliency(Steps):
+    def _parts(self, network: MANet) -> tuple[torch.nn.Module, Groups]:
+        network.backbone.requires_grad_(False)
+        if network.head is not None:
+            network.head.requires_grad_(False)
+        freeze_early(network.saliency.encoder, self._plan.frozen_stride)
+        peak = self._plan.saliency_lr
+        return SaliencyStage(network), [
+            {"params": network.saliency.encoder.parameters(), "lr": peak},
+            {"params": network.saliency.decoder_parameters(), "lr": peak * DECODER_TIMES},
+        ]
+
+    def _losses(self, batch: Batch) -> Losses:
+        saliency = self._module(batch["pixels"])[0]
+        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
+        return {"loss": dice, "dice_loss": dice}
+
+    def _figures(self, batch: Batch) -> dict[str, float]:
+        return {"dice_loss": float(self._losses(batch)["dice_loss"])}
+
+
+class _Joint(Steps):
+    def _parts(self, network: MANet) -> tuple[torch.nn.Module, Groups]:
+        network.backbone.requires_grad_(True)
+        for net in (network.backbone.net, network.saliency.encoder):
+            freeze_early(net, self._plan.frozen_stride)
+        groups = [{"params": part.parameters(), "lr": self._plan.lr} for part in (network.saliency, network.backbone)]
+        if network.head is not None:
+            network.head.requires_grad_(True)
+            groups.append({"params": network.head.parameters(), "lr": self._plan.head_lr})
+        return JointStage(network), groups
+
+    def _losses(self, batch: Batch) -> Losses:
+        saliency, logits, descriptors = self._module(batch["pixels"])
+        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
+        entropy = F.cross_entropy(logits, batch["label"])
+        losses = {"dice_loss": dice, "cross_entropy": entropy}
+        total = entropy + self._plan.saliency_loss * dice
+        if self._plan.views == 2:
+            losses["instance_loss"] = instance_loss(descriptors.unflatten(0, (-1, 2)))
+            total = total + self._plan.instance_loss * losses["instance_loss"]
+        return {"loss": total, **losses}
+
+    def _figures(self, batch: Batch) -> dict[str, float]:
+        saliency, logits, _ = self._module(batch["pixels"])
+        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
+        right = (logits.argmax(1) == batch["label"]).float().mean()
+        return {"dice_loss": float(dice), "accuracy": float(right)}
+
+
+class _Text(Steps):
+    def _parts(self, network: MANet) -> tuple[torch.nn.Module, Groups]:
+        network.requires_grad_(False)
+        module = TextStage(network)
+        freeze_early(module.text.stem, self._plan.frozen_stride)
+        stem = list(module.text.stem.parameters())
+        own = {id(parameter) for parameter in stem}
+        rest = [each for each in module.text.parameters() if id(each) not in own and each.requires_grad]
+        return module, [
+            {"params": stem, "lr": self._plan.lr},
+            {"params": rest, "lr": self._plan.lr * DECODER_TIMES},
+        ]
+
+    def _losses(self, batch: Batch) -> Losses:
+        logits = self._module(batch["pixels"])
+        loss = text_loss(logits[:, 0], _like(batch["mask"], logits) / 255)
+        return {"loss": loss, "text_loss": loss}
+
+    def _figures(self, batch: Batch) -> dict[str, float]:
+        return {"text_loss": float(self._losses(batch)["text_loss"])}
+
+
+def steps_of(
+    network: MANet, plan: "Plan", epoch: int, device: torch.device, moments: Mapping[str, torch.Tensor]
+) -> Steps:
+    """The steps of an epoch's stage."""
+    kinds = {"saliency": _Saliency, "joint": _Joint, "text": _Text}
+    return kinds[plan.stage(epoch)](network, plan, epoch, device, moments)
+
+
+def _like(mask: torch.Tensor, map_B1hw: torch.Tensor) -> torch.Tensor:
+    """Grey masks [B, S, S] at a branch's own resolution, [B, h, w]."""
+    size = map_B1hw.shape[-2:]
+    return F.interpolate(mask[:, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
