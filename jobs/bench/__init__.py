@@ -7,12 +7,13 @@
   manet bench index --descriptors bench/vectors
   manet bench search --index bench/index --descriptors bench/vectors --out bench/search
   manet bench serve --index run/index --queries shop/queries --embedders 2
+  manet bench maps --model run/model --queries shop/queries --out bench/maps
   manet bench dedup --index bench/doubled-index --descriptors bench/doubled
 
 Every figure is a ratio of rates measured in one run on the same cores.
 """
 
-from jobs.bench import coordination, decode, dedup, extract, index, search, serve, vectors
+from jobs.bench import coordination, decode, dedup, extract, index, maps, search, serve, vectors
 
 COMMANDS = {
     "extract": (extract.Config, extract.run),
@@ -23,4 +24,5 @@ COMMANDS = {
     "dedup": (dedup.Config, dedup.run),
     "search": (search.Config, search.run),
     "serve": (serve.Config, serve.run),
+    "maps": (maps.Config, maps.run),
 }

@@ -14,6 +14,7 @@ import pytest
 from cluster.artifact import open_artifact
 from tests.conftest import ROOT, Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
+from tests.manet.graphs import frozen_graph
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -57,6 +58,35 @@ def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp
     assert_refused(manet(*command, "--epochs", 0), 2, "nothing would be trained")
     assert_refused(manet(*command, "--backbone", "resnet18"), 2, "--backbone resnet18", "has efficientnet-lite0")
     assert not (tmp_path / "model").exists()
+
+
+def test_the_text_branch_is_trained_alone_measured_and_taken_in(
+    manet: Run, fewshot: Path, model: Path, shop: Path, tmp_path: Path
+) -> None:
+    """A detector that calls bright things text teaches it; its weights go into a model without a text branch."""
+    (tmp_path / "bright.pb").write_bytes(frozen_graph())
+    flags = ["--fewshot", fewshot, "--text", "efficientnet-lite0", "--pseudo-text", tmp_path / "bright.pb"]
+    small = ["--size", 96, "--train-size", 64, "--epochs", 1, "--batch-size", 16]
+    assert_refused(
+        manet("train", "--branch", "text", "--fewshot", fewshot, "--out", tmp_path / "no"), 2, "--text names"
+    )
+    out = tmp_path / "text"
+    done = manet("train", "--branch", "text", *flags, *small, "--out", out, timeout=280)
+    assert summary_of(done)["val_text_loss"] > 0
+    artifact = open_artifact(str(out), "text")
+    assert {part.name for part in artifact.manifest.parts} == {"text.safetensors", "metrics.json"}
+    assert (out / "text.safetensors").stat().st_size < 10e6
+    bench = ["bench", "maps", "--queries", shop / "queries", "--pictures", 6, "--pseudo-masks", "classical"]
+    bench += ["--pseudo-text", tmp_path / "bright.pb", "--model", model, "--text", "efficientnet-lite0"]
+    assert_refused(manet(*bench), 2, "the text branch has no weights")
+    found = summary_of(manet(*bench, "--text-weights", out / "text.safetensors", "--out", tmp_path / "maps"))
+    assert 0.5 < found["text_auc"] <= 1  # it learned something of brightness
+    assert 0 <= found["saliency_iou"] <= 1
+    assert json.loads((tmp_path / "maps" / "maps.json").read_text())["text_auc"] == found["text_auc"]
+    assert (tmp_path / "maps" / "sheet.jpg").read_bytes().startswith(b"\xff\xd8")
+    into = ["train", "--fewshot", fewshot, "--init", model, "--text", "efficientnet-lite0", "--out", tmp_path / "joint"]
+    assert_refused(manet(*into), 2, "the text branch has no weights")
+    assert not (tmp_path / "joint").exists()
 
 
 @pytest.mark.slow

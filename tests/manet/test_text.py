@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-from tensorboardX.proto import graph_pb2, types_pb2
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from manet.network import InitialWeights, MANet, TextStage, features_of, freeze_
 from manet.pseudo_text import pseudo_text
 from manet.text import PublicEast
 from manet.weights import load_into, read_tensors
+from tests.manet.graphs import frozen_graph
 
 LITE = "pip:efficientnet-lite0"
 SMALL = NetworkConfig(saliency_size=64, text="efficientnet-lite0", pictures=PictureConfig(size=96))
@@ -99,31 +99,10 @@ def test_a_public_file_gives_the_maps_of_the_public_network(tmp_path: Path, pixe
         initial(config, other)
 
 
-def _frozen_graph(name: str) -> bytes:
-    """A GraphDef: one 3x3 convolution of stride 4 that answers brightness, and a sigmoid under a name."""
-    graph = graph_pb2.GraphDef()
-    placeholder = graph.node.add(name="input_images", op="Placeholder")
-    placeholder.attr["dtype"].type = types_pb2.DT_FLOAT
-    kernel = graph.node.add(name="kernel", op="Const")
-    kernel.attr["dtype"].type = types_pb2.DT_FLOAT
-    tensor = kernel.attr["value"].tensor
-    tensor.dtype = types_pb2.DT_FLOAT
-    for size in (3, 3, 3, 1):
-        tensor.tensor_shape.dim.add(size=size)
-    tensor.tensor_content = np.full((3, 3, 3, 1), 1 / (27 * 40), np.float32).tobytes()
-    conv = graph.node.add(name="conv", op="Conv2D", input=["input_images", "kernel"])
-    conv.attr["strides"].list.i.extend([1, 4, 4, 1])
-    conv.attr["padding"].s = b"SAME"
-    conv.attr["T"].type = types_pb2.DT_FLOAT
-    graph.node.add(name=name, op="Sigmoid", input=["conv"]).attr["T"].type = types_pb2.DT_FLOAT
-    content: bytes = graph.SerializeToString()
-    return content
-
-
 def test_a_frozen_east_is_a_teacher(tmp_path: Path) -> None:
     """A small graph under EAST's names: bright is text, after EAST's mean is taken off; another graph is refused."""
     path = tmp_path / "frozen_east_text_detection.pb"
-    path.write_bytes(_frozen_graph("feature_fusion/Conv_7/Sigmoid"))
+    path.write_bytes(frozen_graph())
     rgb = np.zeros((50, 70, 3), np.uint8)
     rgb[:, 35:] = 255
     found = pseudo_text(str(path))(rgb)
@@ -131,7 +110,7 @@ def test_a_frozen_east_is_a_teacher(tmp_path: Path) -> None:
     assert found.dtype == np.float32
     assert found[20, 10] == pytest.approx(1 / (1 + np.exp(114.55 / 40)), abs=0.01)  # 0 less the mean colour
     assert found[20, 60] > 0.9
-    path.write_bytes(_frozen_graph("score"))
+    path.write_bytes(frozen_graph("score"))
     with pytest.raises(WeightsError, match="has no layer feature_fusion/Conv_7/Sigmoid"):
         pseudo_text(str(path))
 
