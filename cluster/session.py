@@ -207,6 +207,26 @@ def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus:
     _wait_for([bundle] * workers + ([{"CPU": spare_cpus}] if spare_cpus else []), wanted, flags)
 
 
+def room_for(cpus: float, gpus: float, *, spare_cpus: float = 0) -> int:
+    """Workers that the running session has room for now, with CPUs left beside them; nodes that are being drained give none."""
+    import ray
+
+    leaving = _draining()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    count = sum(_fit(node, cpus, gpus) for node in nodes)
+    while count and _sum(nodes, "CPU") - count * cpus < spare_cpus:
+        count -= 1
+    return count
+
+
+def _draining() -> set[str]:
+    """Ids of the nodes whose end was announced."""
+    import ray
+
+    found: Any = ray._private.state.state.get_draining_nodes()
+    return set(found)
+
+
 def _wait_for(bundles: list[dict[str, float]], wanted: str, flags: str) -> None:
     """Ask the cluster for room as a placement group, which an autoscaler sees; let go of it when it is there."""
     from ray.util import placement_group, remove_placement_group

@@ -7,6 +7,7 @@ text`). Source: METHOD.md "Training". Runs on the workers of `jobs.training`.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray.train.torch
@@ -26,6 +27,14 @@ Batch = dict[str, torch.Tensor]
 Groups = list[dict[str, Any]]
 
 
+@dataclass
+class Part:
+    """What is done of an epoch: steps, and the sums of their losses."""
+
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
 class Steps:
     """Optimiser, schedule and steps of one stage.
 
@@ -33,16 +42,23 @@ class Steps:
         network: whose parts are trained.
         plan: the run.
         epoch: any epoch of the stage.
+        workers: how many train.
         device: of this worker.
         moments: the optimiser's state within the stage, from a checkpoint; empty at its beginning.
     """
 
     def __init__(
-        self, network: MANet, plan: "Plan", epoch: int, device: torch.device, moments: Mapping[str, torch.Tensor]
+        self,
+        network: MANet,
+        plan: "Plan",
+        epoch: int,
+        workers: int,
+        device: torch.device,
+        moments: Mapping[str, torch.Tensor],
     ) -> None:
         self._network, self._plan, self._device = network, plan, device
         self._first, self._epochs = plan.span(epoch)
-        self._batch, self._steps = plan.batch, plan.steps
+        self._batch, self._steps = plan.batch_of(workers), plan.steps_of(workers)
         module, groups = self._parts(network)
         self._module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
         self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
@@ -78,26 +94,43 @@ class Steps:
             for key, value in values.items()
         }
 
-    def train_epoch(self, epoch: int, shard: Any, tell: Callable[[Any], None]) -> dict[str, float]:  # noqa: ANN401
-        """One pass over this worker's share (a ray.data.DataIterator); mean losses. `tell` hears of every step."""
+    def train_epoch(
+        self,
+        epoch: int,
+        shard: Any,  # noqa: ANN401 - ray.data.DataIterator
+        tell: Callable[[Any], None],
+        part: Part,
+        after: Callable[[Part], None],
+    ) -> dict[str, float]:
+        """One pass over this worker's share; mean losses.
+
+        Args:
+            epoch: counted over all stages.
+            shard: this worker's share of the stream.
+            tell: hears of every step.
+            part: what is done of the epoch already: so many steps' pictures are passed over. Brought up to date.
+            after: is called after every step.
+        """
         torch.manual_seed(self._plan.seed + epoch)
         self._module.train()
         freeze_statistics(self._network)
-        sums: dict[str, float] = {}
-        count = 0
+        done = part.steps
         for index, batch in enumerate(self._batches(shard, shuffle_seed=self._plan.seed + epoch)):
             if index == self._steps:  # every worker takes the same number of steps, whatever its share
                 break
+            if index < done:
+                continue
             self._schedule((epoch - self._first) * self._steps + index)
             losses = self._losses(batch)
             self._optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(losses["loss"])
             self._optimizer.step()
-            count += 1
-            tell(epoch * self._steps + count)
+            part.steps += 1
+            tell(epoch * self._steps + part.steps)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-        return {name: round(total / max(1, count), 5) for name, total in sums.items()}
+                part.sums[name] = part.sums.get(name, 0.0) + float(value.detach())
+            after(part)
+        return {name: round(total / max(1, part.steps), 5) for name, total in part.sums.items()}
 
     def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
         """The stage's figures over the validation split (this worker's share of it)."""
@@ -210,12 +243,12 @@ class _Text(Steps):
         return {"text_loss": float(self._losses(batch)["text_loss"])}
 
 
-def steps_of(
-    network: MANet, plan: "Plan", epoch: int, device: torch.device, moments: Mapping[str, torch.Tensor]
+def stage_of(
+    network: MANet, plan: "Plan", epoch: int, workers: int, device: torch.device, moments: Mapping[str, torch.Tensor]
 ) -> Steps:
     """The steps of an epoch's stage."""
     kinds = {"saliency": _Saliency, "joint": _Joint, "text": _Text}
-    return kinds[plan.stage(epoch)](network, plan, epoch, device, moments)
+    return kinds[plan.stage(epoch)](network, plan, epoch, workers, device, moments)
 
 
 def _like(mask: torch.Tensor, map_B1hw: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ Writes `model.safetensors`, `config.json` and `metrics.json`.
   manet train --branch text --fewshot s3://shop/fewshot --out s3://shop/text --text efficientnet-lite0 --batch-size 16
 
 trains the text branch alone: on a text detector's maps of the pictures (OUT/masks) and on words written over them. Writes
-`text.safetensors` (float16), for --text-weights, and `metrics.json`.
+`text.safetensors` (float16), for --text-weights, and `metrics.json`. `--branch saliency` ends after the saliency stage and
+writes `saliency.safetensors`, for --saliency-weights.
 """
 
 import json
@@ -30,7 +31,7 @@ from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
 from jobs.masks import CLAIMS, MapKind, build_masks, teacher
 from jobs.training import Branch, Plan, default_cpus, fit
-from manet.checkpoint import TEXT_WEIGHTS, load_model, save_text_branch
+from manet.checkpoint import load_model, save_branch
 from manet.config import Attention, NetworkConfig, TextSource, read_config
 from manet.images import PictureConfig
 from manet.network import InitialWeights, MANet, initial, load_text
@@ -45,7 +46,7 @@ class Config(JobConfig):
     fewshot: str
     """Few-shot artifact."""
     branch: Branch = "all"
-    """What is trained: `all` but the text branch, which is frozen; or `text`, the text branch alone."""
+    """What is trained: `all` but the text branch, which is frozen; or one branch alone, for its weights."""
     masks: str = ""
     """Folder of the pseudo-saliency masks (of the text maps, with --branch text), made there unless they are; default:
     OUT/masks."""
@@ -57,7 +58,7 @@ class Config(JobConfig):
     backbone_weights: str = "pip:efficientnet-lite0"
     """Its weights: pip:NAME, a file, a store URI, `pretrained` (downloads), or `random`."""
     saliency_weights: str = "pip:efficientnet-lite0"
-    """Weights that the saliency branch's encoder starts from, as --backbone-weights."""
+    """Weights that the saliency branch starts from, as --backbone-weights: of its encoder, or a file of the whole branch."""
     pseudo_masks: str = "pip:u2netp"
     """What marks the product for the saliency loss: `classical` (no weights), pip:u2netp, or an ONNX salient-object net."""
     attention: Attention = "s*f"
@@ -98,6 +99,9 @@ class Config(JobConfig):
     """Seed of initialisation, order and augmentation."""
     workers: int = how(1, ge=1)
     """Data-parallel training workers."""
+    workers_min: int = how(0, ge=0)
+    """Fewest workers: when nodes are lost training goes on with as many as are left, at a step of the same pictures in all.
+    0: as many as --workers, which are waited for."""
     worker_cpus: float = how(0.0, ge=0)
     """CPUs of one training worker; it computes on as many threads, rounded up. 0: with GPUs 1, else an equal share of all
     CPUs, less a quarter of one that decoding needs."""
@@ -112,11 +116,12 @@ class Config(JobConfig):
     def _something_to_train(self) -> "Config":
         if self.saliency_epochs + self.epochs == 0:
             raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
-        if self.branch == "text":
-            if self.text in {"none", PUBLIC}:
-                raise ValueError("--branch text: --text names the network of timm that is trained")
-            if self.init or self.epochs == 0:
-                raise ValueError("--branch text: takes no --init, and --epochs above 0")
+        if self.workers_min > self.workers:
+            raise ValueError(f"--workers-min {self.workers_min} is more than --workers {self.workers}")
+        if self.branch == "text" and self.text in {"none", PUBLIC}:
+            raise ValueError("--branch text: --text names the network of timm that is trained")
+        if self.branch != "all" and (self.init or not (self.epochs if self.branch == "text" else self.saliency_epochs)):
+            raise ValueError(f"--branch {self.branch}: takes no --init, and epochs of its own")
         return self
 
 
@@ -145,15 +150,18 @@ def run(config: Config) -> dict[str, Any]:
                 **{
                     name: getattr(config, name)
                     for name in Plan.model_fields
-                    if name in Config.model_fields and name not in {"init", "worker_cpus", "saliency_epochs"}
+                    if name in Config.model_fields
+                    and name not in {"init", "worker_cpus", "workers_min", "saliency_epochs", "epochs"}
                 },
                 saliency_epochs=0 if config.branch == "text" else config.saliency_epochs,
+                epochs=0 if config.branch == "saliency" else config.epochs,
+                workers_min=config.workers_min or config.workers,
                 worker_cpus=config.worker_cpus or default_cpus(config.workers, config.worker_gpus),
             )
             return ["model"], _train(config, plan, masks, writer)
 
     inputs = {"fewshot": fewshot.as_input()} | ({"init": init.as_input()} if init else {})
-    return make(config, "model" if config.branch == "all" else "text", inputs, build)
+    return make(config, "model" if config.branch == "all" else config.branch, inputs, build)
 
 
 def _teaching(config: Config) -> tuple[MapKind, str]:
@@ -218,14 +226,14 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
         f"{config.out.rstrip('/')}/checkpoints/{writer.claim_sha256[:16]}"  # another command's are never taken up
     )
     with tempfile.TemporaryDirectory() as scratch:
-        with Meter("train", plan.steps * (plan.saliency_epochs + plan.epochs), "steps") as meter:
+        with Meter("train", plan.steps_of(plan.workers) * (plan.saliency_epochs + plan.epochs), "steps") as meter:
             history = fit(plan, masks, checkpoints, Path(scratch), meter)
         history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(plan.init), *history])]
         (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
         files = ["model.safetensors", "config.json", "metrics.json"]
-        if config.branch == "text":
-            files = [TEXT_WEIGHTS, "metrics.json"]
-            save_text_branch(load_model(Path(scratch)), Path(scratch) / TEXT_WEIGHTS)
+        if config.branch != "all":
+            files = [f"{config.branch}.safetensors", "metrics.json"]
+            save_branch(load_model(Path(scratch)), config.branch, Path(scratch) / files[0])
         put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})
     validated = {key: value for key, value in history[-1].items() if key.startswith("val_")}
     return {"categories": len(plan.categories), "epochs": len(history), **validated}

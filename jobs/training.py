@@ -1,12 +1,14 @@
 """Data-parallel training of MANet on Ray Train: what runs on the driver (`fit`) and on every worker (`_loop`).
 
 Two stages (METHOD.md "Training"): the saliency branch alone on Dice, then backbone and saliency branch together on
-cross-entropy + lambda * Dice + an instance loss over two views of every picture. Pictures come as a Ray Data stream that
-every epoch decodes and augments anew; no worker holds the set. Every epoch ends with a checkpoint in the store; a run that
-lost a worker, or its driver, goes on from the newest.
+cross-entropy + lambda * Dice + an instance loss over two views of every picture; or one stage, of the text branch alone.
+What a step computes is in `jobs.stages`. Pictures come as a Ray Data stream that every epoch decodes and augments anew; no
+worker holds the set. Every epoch ends with a checkpoint in the store, and so does a step after a node's loss was announced;
+a run that lost a worker, or its driver, goes on from the newest.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import tempfile
@@ -18,8 +20,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.artifact import Artifact
-from cluster.errors import ClusterError, JobFailedError
-from cluster.session import beside_driver, cluster_cpus, quiet, require_resources
+from cluster.errors import BadInputError, ClusterError, JobFailedError
+from cluster.session import beside_driver, cluster_cpus, quiet, require_resources, room_for
 from cluster.storage import arrow_filesystem
 from cluster.streams import alive_nodes, configure_data
 from cluster.telemetry import Meter, say
@@ -35,12 +37,15 @@ from manet.network import InitialWeights
 if TYPE_CHECKING:
     import torch
 
+    from jobs.stages import Part
     from manet.network import MANet
 
-Branch = Literal["all", "text"]
+Branch = Literal["all", "saliency", "text"]
 Stage = Literal["saliency", "joint", "text"]
+ASK_STEPS = 4  # steps between two looks for an announced loss of a node
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 _MOMENTS = "optimizer.safetensors"
+_POSITION = "position.json"
 
 
 class Plan(BaseModel):
@@ -67,19 +72,18 @@ class Plan(BaseModel):
     frozen_stride: int
     seed: int
     workers: int
+    workers_min: int
     worker_cpus: float
     worker_gpus: float
     retries: int
 
-    @property
-    def batch(self) -> int:
-        """Pictures that each worker takes a step."""
-        return max(1, self.batch_size // self.workers)
+    def batch_of(self, workers: int) -> int:
+        """Pictures that each of so many workers takes a step."""
+        return max(1, self.batch_size // workers)
 
-    @property
-    def steps(self) -> int:
+    def steps_of(self, workers: int) -> int:
         """Steps of one epoch."""
-        return max(1, math.ceil(self.train_rows / (self.batch * self.workers)))
+        return max(1, math.ceil(self.train_rows / (self.batch_of(workers) * workers)))
 
     @property
     def views(self) -> int:
@@ -116,50 +120,30 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     Raises:
         JobFailedError: training failed more often than `plan.retries`.
     """
-    import ray.data
     import ray.exceptions
-    import ray.train
-    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
 
     configure_data()
     quiet("ray.train")
-    require_resources(
-        cpus=plan.worker_cpus,
-        gpus=plan.worker_gpus,
-        workers=plan.workers,
-        spare_cpus=DECODE_CPUS,
-        flags="--workers / --worker-cpus / --worker-gpus",
-    )
-    filesystem, path = arrow_filesystem(checkpoints)
-    in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
     progress, clock = Queue(actor_options=beside_driver()), _open_clock()
-    trainer = TorchTrainer(
-        _loop,
-        train_loop_config={"plan": plan, "progress": progress, "clock": clock},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.workers,
-            use_gpu=plan.worker_gpus > 0,
-            resources_per_worker={"CPU": plan.worker_cpus} | ({"GPU": plan.worker_gpus} if plan.worker_gpus else {}),
-        ),
-        run_config=cast(Any, ray.train.RunConfig)(  # its types are those of Ray Train's first version
-            name="run",
-            worker_runtime_env={"env_vars": FOR_TRAINING},
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=plan.retries),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-        datasets={split: _stream(masks, split, plan, clock) for split in ("train", "val")},
-        dataset_config=ray.train.DataConfig(execution_options=in_order),
-    )
     listener = threading.Thread(target=_listen, args=(progress, meter), daemon=True)
     listener.start()
     try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise _cause(error) from error
+        for failures in itertools.count():
+            workers = _room(plan, least=plan.workers if failures == 0 else plan.workers_min)
+            try:
+                result = _trainer(plan, workers, masks, checkpoints, progress, clock).fit()
+                break
+            except TrainingFailedError as error:
+                cause = _cause(error)
+                if (
+                    plan.workers_min == plan.workers
+                    or failures == plan.retries
+                    or not isinstance(cause, JobFailedError)
+                ):
+                    raise cause from error
+                say(f"train: lost a worker of {workers}; going on from the newest checkpoint with those that are left")
     finally:
         with contextlib.suppress(ray.exceptions.RayError):  # it is gone with a session that was stopped
             progress.put(None)
@@ -171,8 +155,69 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     with result.checkpoint.as_directory() as folder:
         for name in ("model.safetensors", "config.json"):
             (into / name).write_bytes((Path(folder) / name).read_bytes())
-        history: list[dict[str, Any]] = json.loads((Path(folder) / "history.json").read_text())
+        history: list[dict[str, Any]] = json.loads((Path(folder) / _POSITION).read_text())["history"]
     return history
+
+
+def _room(plan: Plan, least: int) -> int:
+    """Workers to start with: as many as the cluster has room for, of `plan.workers` at most; waits until there are `least`.
+
+    Raises:
+        BadInputError: this machine alone is too small.
+        JobFailedError: the cluster has not even room for `plan.workers_min` after --wait-for-resources.
+    """
+
+    def require(workers: int) -> None:
+        require_resources(
+            cpus=plan.worker_cpus,
+            gpus=plan.worker_gpus,
+            workers=workers,
+            spare_cpus=DECODE_CPUS,
+            flags="--workers / --workers-min / --worker-cpus / --worker-gpus",
+        )
+
+    try:
+        require(least)
+    except (BadInputError, JobFailedError):
+        if least == plan.workers_min:
+            raise
+        require(plan.workers_min)
+    return max(
+        plan.workers_min, min(plan.workers, room_for(plan.worker_cpus, plan.worker_gpus, spare_cpus=DECODE_CPUS))
+    )
+
+
+def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progress: Any, clock: Any) -> Any:  # noqa: ANN401
+    """A run of so many workers. Where their number may fall, a lost one ends the run, and the next has those that are left;
+    else Ray Train starts it again when there is room.
+    """
+    import ray.data
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    filesystem, path = arrow_filesystem(checkpoints)
+    in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
+    elastic = plan.workers_min < plan.workers
+    failures = {"controller_failure_limit": 2, "max_preemption_failures": 0} if elastic else {}
+    return TorchTrainer(
+        _loop,
+        train_loop_config={"plan": plan, "progress": progress, "clock": clock},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=plan.worker_gpus > 0,
+            resources_per_worker={"CPU": plan.worker_cpus} | ({"GPU": plan.worker_gpus} if plan.worker_gpus else {}),
+        ),
+        run_config=cast(Any, ray.train.RunConfig)(  # its types are those of Ray Train's first version
+            name="run",
+            worker_runtime_env={"env_vars": FOR_TRAINING},
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=cast(Any, ray.train.FailureConfig)(max_failures=0 if elastic else plan.retries, **failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+        datasets={split: _stream(masks, split, plan, clock) for split in ("train", "val")},
+        dataset_config=ray.train.DataConfig(execution_options=in_order),
+    )
 
 
 def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptions.TrainingFailedError, imported lazily
@@ -247,9 +292,8 @@ def _decode(
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    size = (
-        plan.network.pictures.size if plan.branch == "text" else plan.train_size
-    )  # letters are cut out, not made small
+    cut = plan.branch == "text"  # letters are cut out, not made small
+    size = plan.network.pictures.size if cut else plan.train_size
     draws = np.random.SeedSequence((plan.seed, ray.get(clock.get.remote()), int(batch["at"][0])))
     torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
     part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
@@ -299,38 +343,65 @@ def _loop(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from jobs.stages import Steps, steps_of
+    from jobs.stages import Part, Steps, stage_of
 
     plan: Plan = config["plan"]
-    first = ray.train.get_context().get_world_rank() == 0
+    context = ray.train.get_context()
+    first, workers = context.get_world_rank() == 0, context.get_world_size()
     tell = config["progress"].put_nowait if first else lambda _: None
     begin = (lambda epoch: ray.get(config["clock"].set.remote(epoch))) if first else lambda _: None
     torch.set_num_threads(math.ceil(plan.worker_cpus))
     torch.manual_seed(plan.seed)
     device = ray.train.torch.get_device()
-    network, history, moments = _start(plan)
+    network, history, part, moments = _start(plan)
     network.to(device).to(memory_format=torch.channels_last)
-    tell(len(history) * plan.steps)
-    step: Steps | None = None
+    tell(len(history) * plan.steps_of(workers) + part.steps)
+    if part.steps:
+        tell({"going on": f"in epoch {len(history)} after step {part.steps}"})
+    stage: Steps | None = None
+    losses_of_nodes = _Announced()
     for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
-        if step is None or plan.stage(epoch) != plan.stage(epoch - 1):
-            step = steps_of(network, plan, epoch, device, moments)
+        if stage is None or plan.stage(epoch) != plan.stage(epoch - 1):
+            stage = stage_of(network, plan, epoch, workers, device, moments)
             moments = {}
         begin(epoch)  # no worker's share of the stream is played before all ask for theirs
-        row = step.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell)
-        row |= step.validate(ray.train.get_dataset_shard("val"))
-        history.append({"epoch": epoch, "stage": plan.stage(epoch), **row})
+
+        def after(here: Part, stage: Steps = stage) -> None:
+            if here.steps % ASK_STEPS == 0 and losses_of_nodes.new():
+                _report(network, plan, history, here, stage.moments() if first else {})
+
+        row = stage.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell, part, after)
+        row |= stage.validate(ray.train.get_dataset_shard("val"))
+        part = Part()
+        history.append({"epoch": epoch, "stage": plan.stage(epoch), "workers": workers, **row})
         tell(history[-1])
-        _report(network, plan, history, step.moments() if first and plan.goes_on(epoch + 1) else {})
+        _report(network, plan, history, part, stage.moments() if first and plan.goes_on(epoch + 1) else {})
 
 
-def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.Tensor"]]:
-    """The network, the epochs done, the optimiser's moments within a stage: from the newest checkpoint, else from the
-    initial weights.
+class _Announced:
+    """Nodes of this run whose loss was announced. All workers ask together, so that all know the same."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def new(self) -> bool:
+        """Whether there is one more since it was asked last."""
+        import ray.train
+
+        info = cast(Any, ray.train).get_preemption_info()
+        nodes = set() if info is None else set(info.preempted_node_ids) - self._known
+        self._known |= nodes
+        return bool(nodes)
+
+
+def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], "Part", dict[str, "torch.Tensor"]]:
+    """The network, the epochs done, what is done of the next one, the optimiser's moments within a stage: from the newest
+    checkpoint, else from the initial weights.
     """
     import ray.train
     from safetensors.torch import load_file
 
+    from jobs.stages import Part
     from manet.checkpoint import load_model
     from manet.network import MANet, initial, load_text
     from manet.weights import load_into
@@ -338,13 +409,14 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            history = json.loads((Path(folder) / "history.json").read_text())
-            goes_on, path = plan.goes_on(len(history)), Path(folder) / _MOMENTS
-            if goes_on and not path.exists():
+            if not (Path(folder) / _POSITION).exists():
                 raise JobFailedError("the newest checkpoint is of an older version; train anew with --overwrite")
-            return load_model(Path(folder)), history, load_file(path) if goes_on else {}
+            position = json.loads((Path(folder) / _POSITION).read_text())
+            history, part = position["history"], Part(**position["part"])
+            within = part.steps > 0 or plan.goes_on(len(history))
+            return load_model(Path(folder)), history, part, load_file(Path(folder) / _MOMENTS) if within else {}
     if plan.init is None:
-        return initial(plan.network, plan.weights, fetch_weights), [], {}
+        return initial(plan.network, plan.weights, fetch_weights), [], Part(), {}
     network = MANet(plan.network)
     source = load_model(local_copy(plan.init))
     own, theirs = network.state_dict(), source.state_dict()
@@ -354,15 +426,17 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], dict[str, "torch.
     load_into(network, {**own, **fits}, plan.init.uri, strict=False)
     if source.text is None:
         load_text(network, plan.weights, fetch_weights)
-    return network, [], {}
+    return network, [], Part(), {}
 
 
 def _fits(value: "torch.Tensor", place: "torch.Tensor | None") -> bool:
     return place is not None and value.shape == place.shape
 
 
-def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]], moments: dict[str, "torch.Tensor"]) -> None:
-    """End of an epoch: metrics, and from the first worker a checkpoint."""
+def _report(
+    network: "MANet", plan: Plan, history: list[dict[str, Any]], part: "Part", moments: dict[str, "torch.Tensor"]
+) -> None:
+    """End of an epoch, or a place within one: metrics, and from the first worker a checkpoint."""
     import ray.train
     from safetensors.torch import save_file
 
@@ -372,7 +446,7 @@ def _report(network: "MANet", plan: Plan, history: list[dict[str, Any]], moments
         checkpoint = None
         if ray.train.get_context().get_world_rank() == 0:
             save_model(Path(scratch), network, plan.categories)
-            (Path(scratch) / "history.json").write_text(json.dumps(history))
+            (Path(scratch) / _POSITION).write_text(json.dumps({"history": history, "part": vars(part)}))
             save_file(moments, Path(scratch) / _MOMENTS)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
-        ray.train.report(history[-1], checkpoint=checkpoint)
+        ray.train.report(history[-1] if history else {}, checkpoint=checkpoint)

@@ -1,6 +1,7 @@
 """A model as files: `model.safetensors` and `config.json`, which rebuild the network and its preprocessing exactly."""
 
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import save_file
 
@@ -9,7 +10,6 @@ from manet.network import MANet
 from manet.weights import load_into, read_tensors
 
 WEIGHTS = "model.safetensors"
-TEXT_WEIGHTS = "text.safetensors"
 
 
 def save_model(folder: Path, network: MANet, categories: tuple[str, ...] = ()) -> None:
@@ -33,16 +33,14 @@ def load_model(folder: Path) -> MANet:
     return network.eval()
 
 
-def save_text_branch(network: MANet, path: Path) -> None:
-    """Write the weights of a network's text branch alone, as float16, for `--text-weights`.
+def save_branch(network: MANet, name: Literal["saliency", "text"], path: Path) -> None:
+    """Write the weights of one branch alone, as float16, for `--saliency-weights` or `--text-weights`.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the network has no such branch.
     """
-    if network.text is None:
-        raise ValueError("the network has no text branch")
-    tensors = network.text.state_dict()
-    save_file(
-        {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in tensors.items()},
-        path,
-    )
+    branch = network.saliency if name == "saliency" else network.text
+    if branch is None:
+        raise ValueError(f"the network has no {name} branch")
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in branch.state_dict().items()}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)

@@ -4,6 +4,7 @@ Shape letters: B pictures, K channels, H x W cells of the feature map, h x w pix
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -149,9 +150,19 @@ def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None 
     """
     network = MANet(config)
     load_pretrained(network.backbone.net, config.backbone, weights.backbone, fetch)
-    load_pretrained(network.saliency.encoder, config.saliency, weights.saliency, fetch)
+    _load_saliency(network, weights.saliency, fetch)
     load_text(network, weights, fetch)
     return network
+
+
+def _load_saliency(network: MANet, spec: str, fetch: Fetch | None) -> None:
+    """The encoder of the saliency branch, or all of it where the file holds a branch."""
+    if spec.startswith("own:") or "://" in spec or Path(spec).is_file():
+        tensors = read_tensors(resolve(spec, fetch))
+        if any(name.startswith("encoder.") for name in tensors):
+            load_into(network.saliency, tensors, spec)
+            return
+    load_pretrained(network.saliency.encoder, network.config.saliency, spec, fetch)
 
 
 def load_text(network: MANet, weights: InitialWeights, fetch: Fetch | None = None) -> None:

@@ -93,13 +93,17 @@ class RealCluster:
             return subprocess.Popen(command, env=self.environ, stdout=file, stderr=file, start_new_session=True)
 
     def nodes(self) -> list[dict[str, float]]:
+        """Resources of the nodes that are alive."""
+        return list(self.nodes_by_id().values())
+
+    def nodes_by_id(self) -> dict[str, dict[str, float]]:
         """Resources of the nodes that are alive, as the dashboard's state service has them."""
         ask = urllib.request.Request(  # noqa: S310 - an address of this class
             f"{self.address}/api/v0/nodes?detail=1&timeout=20", headers={"Authorization": f"Bearer {self.token}"}
         )
         with urllib.request.urlopen(ask, timeout=60) as reply:  # noqa: S310
             found = json.load(reply)["data"]["result"]["result"]
-        return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+        return {node["node_id"]: node["resources_total"] for node in found if node["state"] == "ALIVE"}
 
     def wait_for_nodes(self, count: int) -> None:
         """Until so many nodes are alive."""

@@ -34,6 +34,18 @@ _SECRETS = {
 }
 
 
+_PLACEHOLDER = re.compile(
+    r"\b(?:ACCOUNT|REGION|AMI|SUBNET|GROUP|(?:GALLERY|ARTIFACT)-(?:BUCKET|PREFIX)|(?:ami|sg|subnet)-0{17})\b"
+)
+
+
+def placeholders_in(path: Path) -> set[str]:
+    """What a file, or a folder's files, still want put in: ACCOUNT, ami-00000000000000000, ... (comments aside)."""
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    lines = [line.partition("#")[0] for each in files for line in each.read_text().splitlines()]
+    return {found for line in lines for found in _PLACEHOLDER.findall(line)}
+
+
 def faults_of(path: Path) -> list[str]:
     """What is wrong with a deployment file, a line each; nothing when it is in order."""
     if not path.exists():

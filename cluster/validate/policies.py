@@ -23,7 +23,7 @@ _BOUNDS: dict[str, dict[str, tuple[str, ...]]] = {
             "ec2:MetadataHttpTokens",
         ),
         _EC2 + r"volume/\*": ("ec2:Encrypted",),
-        _EC2 + r"network-interface/\*": ("ec2:Subnet",),
+        _EC2 + r"network-interface/\*": ("ec2:Subnet", "ec2:AssociatePublicIpAddress"),
         _EC2 + r"(?:image|subnet|security-group)/[^*]+": (),
         _EC2 + r"key-pair/[^*]+\*?": (),
         _EC2 + r"spot-instances-request/\*": (),
@@ -35,6 +35,8 @@ _BOUNDS: dict[str, dict[str, tuple[str, ...]]] = {
     **{f"ssmmessages:{verb}{kind}Channel": {r"\*": ()} for verb in ("Create", "Open") for kind in ("Control", "Data")},
 }
 _WORKER = ("s3", "ecr")
+_BINDING = {"StringEquals", "StringLike", "ArnEquals", "ArnLike", "Bool"}  # false where the key is missing
+_LOOSE = {("ForAllValues:StringLike", "aws:TagKeys"), ("BoolIfExists", "ec2:AssociatePublicIpAddress")}
 
 
 def faults(policy: dict[str, Any], *, worker: bool) -> list[str]:
@@ -54,8 +56,14 @@ def _statement(statement: dict[str, Any], *, worker: bool) -> list[str]:
             f"must be an Allow of Action, Resource and Condition, not {', '.join(sorted(unknown)) or statement.get('Effect')}"
         ]
     conditions = statement.get("Condition", {})
-    keys = {key for test in conditions.values() for key in test}
+    keys = {key for operator, test in conditions.items() for key in test if _binds(operator, key)}
     found = [
+        f"the condition {operator} on {key} binds nothing: it holds where the key is missing, or for all but one value"
+        for operator, test in conditions.items()
+        for key in test
+        if not _binds(operator, key)
+    ]
+    found += [
         f"the condition on {key} is open: {value}"
         for test in conditions.values()
         for key, value in test.items()
@@ -86,6 +94,10 @@ def _tags(keys: set[str]) -> list[str]:
         return []
     either = f"ec2:CreateAction and aws:RequestTag/{TAG}"
     return [f"ec2:CreateTags needs conditions on {either}, or on aws:ResourceTag/{TAG} and aws:TagKeys"]
+
+
+def _binds(operator: str, key: str) -> bool:
+    return operator in _BINDING or (operator, key) in _LOOSE
 
 
 def _open(value: object) -> bool:

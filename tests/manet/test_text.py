@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from manet.checkpoint import save_text_branch
+from manet.checkpoint import save_branch
 from manet.config import NetworkConfig
 from manet.describe import Describer
 from manet.errors import InputError, WeightsError
@@ -194,7 +194,7 @@ def test_learning_moves_the_branch_and_nothing_else(pixels: np.ndarray, tmp_path
     with torch.inference_mode():
         scores = module(given)[:, 0]
     assert roc_auc_score((wanted[:, 0] > 0.3).flatten().numpy(), scores.flatten().numpy()) > 0.75
-    save_text_branch(network, tmp_path / "text.safetensors")
+    save_branch(network, "text", tmp_path / "text.safetensors")
     again = MANet(SMALL)
     assert again.text is not None
     load_into(again.text, read_tensors(tmp_path / "text.safetensors"), "text.safetensors")

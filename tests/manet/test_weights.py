@@ -6,7 +6,10 @@ from safetensors.torch import save_file
 
 from manet import weights
 from manet.backbone import Backbone, create, freeze_early, load_pretrained
+from manet.checkpoint import save_branch
+from manet.config import NetworkConfig
 from manet.errors import InputError, WeightsError
+from manet.network import InitialWeights, MANet, initial
 from manet.weights import load_into, read_tensors, resolve
 
 
@@ -118,3 +121,17 @@ def test_early_layers_are_those_before_the_first_coarser_map(name: str, pyramid:
     assert not any(key.replace("_", ".").startswith(prefixes) for key in still), sorted(still)
     freeze_early(net, 0)
     assert still == {key for key, value in net.named_parameters() if value.requires_grad}
+
+
+def test_a_file_may_hold_the_whole_saliency_branch(tmp_path: Path) -> None:
+    """Encoder and decoder come from it, as float16; an encoder's file alone fills the encoder alone."""
+    config = NetworkConfig(saliency_size=64)
+    source = MANet(config)
+    save_branch(source, "saliency", tmp_path / "saliency.safetensors")
+    weights = InitialWeights(backbone="random", saliency=str(tmp_path / "saliency.safetensors"))
+    filled = initial(config, weights)
+    for name, value in source.saliency.state_dict().items():
+        torch.testing.assert_close(filled.saliency.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+    save_file({"encoder.conv_stem.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"encoder.conv_stem.weight is \(3,\), not"):
+        initial(config, weights.model_copy(update={"saliency": str(tmp_path / "other.safetensors")}))
