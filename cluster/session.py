@@ -1,12 +1,13 @@
 """The one place that starts Ray or joins a cluster."""
 
+import contextlib
 import logging
 import os
 import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster.telemetry import say
 MIB = 1 << 20
 _STARTS = 3  # of Ray on this machine
 _SAY_S = 10.0  # s between two remarks of a job that waits for nodes
+_ANSWER_S = 30.0  # s in which a node runs a task that does nothing, where it is there
 
 
 class SessionConfig(BaseModel):
@@ -207,16 +209,48 @@ def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus:
     _wait_for([bundle] * workers + ([{"CPU": spare_cpus}] if spare_cpus else []), wanted, flags)
 
 
-def room_for(cpus: float, gpus: float, *, spare_cpus: float = 0) -> int:
-    """Workers that the running session has room for now, with CPUs left beside them; nodes that are being drained give none."""
+def room_for(cpus: float, gpus: float, *, spare_cpus: float = 0, ask: bool = False) -> int:
+    """Workers that the running session has room for now, with CPUs left beside them; nodes that are being drained give none.
+
+    Args:
+        cpus: CPUs of one worker.
+        gpus: GPUs of one worker.
+        spare_cpus: CPUs that must be left.
+        ask: after a loss: count only nodes that answer, as Ray takes its time to call a node dead.
+    """
     import ray
 
-    leaving = _draining()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    count = sum(_fit(node, cpus, gpus) for node in nodes)
-    while count and _sum(nodes, "CPU") - count * cpus < spare_cpus:
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    there = (_answering(nodes) if ask else set(nodes)) - _draining()
+    resources = [nodes[name] for name in there]
+    count = sum(_fit(node, cpus, gpus) for node in resources)
+    while count and _sum(resources, "CPU") - count * cpus < spare_cpus:
         count -= 1
     return count
+
+
+def _answering(nodes: Iterable[str]) -> set[str]:
+    """Those of some nodes that run a task, of no CPU, within `_ANSWER_S`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {
+        ray.remote(num_cpus=0, max_retries=0)(_here)
+        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False))
+        .remote(): name
+        for name in nodes
+    }
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+    found = set()
+    for answer in answered:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(answer)
+            found.add(asked[answer])
+    return found
+
+
+def _here() -> bool:
+    return True
 
 
 def _draining() -> set[str]:

@@ -131,7 +131,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     listener.start()
     try:
         for failures in itertools.count():
-            workers = _room(plan, least=plan.workers if failures == 0 else plan.workers_min)
+            workers = _room(plan, again=failures > 0)
             try:
                 result = _trainer(plan, workers, masks, checkpoints, progress, clock).fit()
                 break
@@ -159,8 +159,8 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     return history
 
 
-def _room(plan: Plan, least: int) -> int:
-    """Workers to start with: as many as the cluster has room for, of `plan.workers` at most; waits until there are `least`.
+def _room(plan: Plan, *, again: bool) -> int:
+    """Workers to start with: all are waited for; else, and after a loss, those that there is room for, at least the fewest.
 
     Raises:
         BadInputError: this machine alone is too small.
@@ -176,15 +176,16 @@ def _room(plan: Plan, least: int) -> int:
             flags="--workers / --workers-min / --worker-cpus / --worker-gpus",
         )
 
-    try:
-        require(least)
-    except (BadInputError, JobFailedError):
-        if least == plan.workers_min:
-            raise
-        require(plan.workers_min)
-    return max(
-        plan.workers_min, min(plan.workers, room_for(plan.worker_cpus, plan.worker_gpus, spare_cpus=DECODE_CPUS))
-    )
+    if not again:
+        try:
+            require(plan.workers)
+            return plan.workers
+        except (BadInputError, JobFailedError):
+            if plan.workers_min == plan.workers:
+                raise
+    require(plan.workers_min)
+    room = room_for(plan.worker_cpus, plan.worker_gpus, spare_cpus=DECODE_CPUS, ask=again)
+    return max(plan.workers_min, min(plan.workers, room))
 
 
 def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progress: Any, clock: Any) -> Any:  # noqa: ANN401
