@@ -35,8 +35,8 @@ class Observed:
     described: Described
     saliency_Nhw: Array
     """Saliency in [0, 1]."""
-    text_NHW: Array | None
-    """Text score in [0, 1]; None without a text branch."""
+    text_Nhw: Array | None
+    """EAST's score map in [0, 1]; None without a text branch."""
     parts_NRD: Array | None
     """What each region adds to the descriptor, float32 (`sr_mac_parts`); None unless the descriptor is SR-MAC of X~."""
     boxes_R4: Array
@@ -117,7 +117,7 @@ class Describer:
         return Observed(
             described=self._described(sums, dead),
             saliency_Nhw=saliency,
-            text_NHW=text,
+            text_Nhw=text,
             parts_NRD=np.concatenate(parts) if parts else None,
             boxes_R4=_boxes(*passes[0].salient_BHW.shape[-2:]),
         )
@@ -154,17 +154,16 @@ class Describer:
             sums[name][alive] += pooled.cpu().numpy()
 
     def maps(self, pixels_NSS3: Array) -> tuple[Array, Array | None]:
-        """Saliency [N, h, w] in [0, 1], and the text score [N, H, W] in [0, 1] where there is a text branch."""
+        """Saliency [N, h, w] in [0, 1], and EAST's score map [N, h, w] in [0, 1] where there is a text branch."""
         return self._attention([maps for _, maps in self._passes(pixels_NSS3, self._scales[0])])
 
     def _attention(self, found: Sequence[Maps]) -> tuple[Array, Array | None]:
         """Saliency, and the text score where there is one, of some passes."""
         saliency = torch.cat([maps.saliency_B1hw[:, 0] for maps in found]).float().cpu().numpy()
-        if any(maps.text_B1HW is None for maps in found):
+        if any(maps.text_B1hw is None for maps in found):
             return saliency, None
-        logits = torch.cat([cast(torch.Tensor, maps.text_B1HW)[:, 0] for maps in found]).float()
-        source = self._network.config.text_source
-        return saliency, (logits if source == "scores" else torch.sigmoid(logits)).cpu().numpy()
+        logits = torch.cat([cast(torch.Tensor, maps.text_B1hw)[:, 0] for maps in found]).float()
+        return saliency, torch.sigmoid(logits).cpu().numpy()
 
     @torch.inference_mode()
     def _passes(self, pixels_NSS3: Array, scale: float) -> Iterator[tuple[slice, Maps]]:

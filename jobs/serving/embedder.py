@@ -35,7 +35,7 @@ class Seen:
 
     vector: Array
     saliency_hw: Array | None = None
-    text_HW: Array | None = None
+    text_hw: Array | None = None
     parts_RD: Array | None = None
     boxes_R4: Array | None = None
     batch: int = 1
@@ -97,7 +97,7 @@ class Embedder:
                 Seen(
                     vector=seen.described.vectors[self._spec.descriptor][row],
                     saliency_hw=seen.saliency_Nhw[row] if each.maps else None,
-                    text_HW=seen.text_NHW[row] if each.maps and seen.text_NHW is not None else None,
+                    text_hw=seen.text_Nhw[row] if each.maps and seen.text_Nhw is not None else None,
                     parts_RD=seen.parts_NRD[row] if each.parts and seen.parts_NRD is not None else None,
                     boxes_R4=seen.boxes_R4 if each.parts else None,
                     batch=len(asked),

@@ -241,7 +241,7 @@ class Gateway:
         hit, _ = await self._thread(self._stored, self.gallery.current, image_id)
         pixels = await self._load(hit)
         seen = await self._see(Asked(pixels=pixels, maps=True))
-        grey = seen.saliency_hw if kind == "saliency" else seen.text_HW
+        grey = seen.saliency_hw if kind == "saliency" else seen.text_hw
         if grey is None:
             raise Refusal(404, "no_text_branch", "The model has no text branch.")
         return jpeg(heat(shrunk(pixels, side), grey))

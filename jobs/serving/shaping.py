@@ -73,7 +73,7 @@ def maps_of(pixels: Picture, seen: Seen) -> Maps:
     return Maps(
         query=data_uri(jpeg(small)),
         saliency=data_uri(jpeg(heat(small, present(seen.saliency_hw)))),
-        text=None if seen.text_HW is None else data_uri(jpeg(heat(small, seen.text_HW))),
+        text=None if seen.text_hw is None else data_uri(jpeg(heat(small, seen.text_hw))),
     )
 
 
