@@ -209,15 +209,36 @@ def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus:
     _wait_for([bundle] * workers + ([{"CPU": spare_cpus}] if spare_cpus else []), wanted, flags)
 
 
-def room_for(cpus: float, gpus: float, *, spare_cpus: float = 0, ask: bool = False) -> int:
-    """Workers that the running session has room for now, with CPUs left beside them; nodes that are being drained give none.
+def wait_for_room(*, cpus: float, gpus: float, least: int, spare_cpus: float = 0, ask: bool = False, flags: str) -> int:
+    """Workers that the running session has room for, once it has room for the fewest; nodes that are being drained give none.
 
     Args:
         cpus: CPUs of one worker.
         gpus: GPUs of one worker.
-        spare_cpus: CPUs that must be left.
+        least: fewest workers.
+        spare_cpus: CPUs that must be left beside them.
         ask: after a loss: count only nodes that answer, as Ray takes its time to call a node dead.
+        flags: what to lower, for the message.
+
+    Raises:
+        BadInputError: this machine is too small.
+        JobFailedError: the cluster still was after `--wait-for-resources`.
     """
+    began = time.monotonic()
+    while True:
+        require_resources(cpus=cpus, gpus=gpus, workers=least, spare_cpus=spare_cpus, flags=flags)
+        room = _room(cpus, gpus, spare_cpus, ask=ask)
+        if room >= least:
+            return room
+        if time.monotonic() - began >= _running.wait_for_resources:
+            raise JobFailedError(
+                f"the nodes that answer and stay have room for {room} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs, not for "
+                f"{least}; let the cluster grow, lower {flags}, or raise --wait-for-resources"
+            )
+        time.sleep(_SAY_S / 2)
+
+
+def _room(cpus: float, gpus: float, spare_cpus: float, *, ask: bool) -> int:
     import ray
 
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}

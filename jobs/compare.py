@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
 from cluster.errors import BadInputError
@@ -48,6 +47,8 @@ PLAIN: tuple[DescriptorName, ...] = (
     "ra-mac@backbone",
     "grmac@backbone",
 )
+K = 7  # answers, as the challenge counts them
+FUSED: DescriptorName = "crow@backbone"  # what MFF fuses
 BOLTED_ON: tuple[DescriptorName, ...] = ("sr-mac@backbone", "sr-mac@other-saliency")
 ATTENDED: tuple[DescriptorName, ...] = (
     "spoc",
@@ -83,7 +84,7 @@ COLUMNS = (
 class Config(JobConfig, DescribeConfig):
     """Flags of `manet compare`."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("catalog", "queries", "model", "baseline")
+    INPUTS: ClassVar[tuple[str, ...]] = ("catalog", "queries", "model", "plain", "baseline", "fuse")
 
     catalog: str
     """Catalog artifact, or a Parquet file."""
@@ -97,8 +98,6 @@ class Config(JobConfig, DescribeConfig):
     """The network before it was trained on the categories."""
     fuse: str = ""
     """A second such network, as MFF has VGG16 beside ResNet50: CroW of both networks' features, fused, is the row mff."""
-    k: int = Field(default=7, ge=1, le=1000)
-    """Answers for each query."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -109,11 +108,17 @@ def run(config: Config) -> dict[str, Any]:
         raise BadInputError("--fuse: give --baseline too; mff fuses the two")
     given = {"pretrained": config.baseline, "fused": config.fuse, "plain": config.plain, "trained": config.model}
     models = {name: open_model(uri) for name, uri in given.items() if uri}
-    if read_config(local_copy(models["trained"], CONFIG)).network.attention == "none":
+    if _attention(models["trained"]) == "none":
         raise BadInputError(f"--model {config.model}: was trained without attention; give it as --plain")
+    if config.plain and (attention := _attention(models["plain"])) != "none":
+        raise BadInputError(f"--plain {config.plain}: was trained with attention {attention}; give one without")
     inputs = {"catalog": gallery.source, "queries": queries.source}
     inputs |= {name: model.as_input() for name, model in models.items()}
     return make(config, "comparison", inputs, partial(_build, config, gallery, queries, models))
+
+
+def _attention(model: Artifact) -> str:
+    return read_config(local_copy(model, CONFIG)).network.attention
 
 
 def _build(
@@ -124,8 +129,8 @@ def _build(
     rankings: list[dict[str, list[str]]] = []
 
     def add(network: str, descriptor: str, described: Sequence[Described]) -> None:
-        ranked = _rank(described, descriptor, config.k)
-        scores = retrieval_metrics({query: ranked.get(query, []) for query in relevant}, relevant, k=config.k)
+        ranked = _rank(described, descriptor)
+        scores = retrieval_metrics({query: ranked.get(query, []) for query in relevant}, relevant, k=K)
         pooling, _, features = descriptor.partition("@")
         pooling = pooling if len(described) == 1 else "mff"
         rows.append({"network": network, "features": features or "attended", "descriptor": pooling, **scores})
@@ -134,16 +139,17 @@ def _build(
     found: dict[str, Described] = {}
     for network, model in models.items():
         names = descriptors_of(read_config(local_copy(model, CONFIG)).network)
+        names = PLAIN if network == "fused" else names
         found[network] = (
             _describe(config, network, "gallery", gallery, model, names),
             _describe(config, network, "queries", queries, model, names),
         )
         if network == "fused":
-            add("pretrained", "crow@backbone", [found["pretrained"], found["fused"]])
+            add("pretrained", FUSED, [found["pretrained"], found["fused"]])
             continue
         for descriptor in names:
             add(network, descriptor, [found[network]])
-    _add_distance_behind(rows, rankings, relevant, config.k)
+    _add_distance_behind(rows, rankings, relevant)
     blobs = {
         "table.json": Blob(data=json.dumps(rows, indent=1).encode(), rows=len(rows)),
         "table.csv": Blob(data=_csv(rows), rows=len(rows)),
@@ -161,13 +167,13 @@ def descriptors_of(network: NetworkConfig) -> tuple[DescriptorName, ...]:
 
 
 def _add_distance_behind(
-    rows: list[dict[str, Any]], rankings: list[dict[str, list[str]]], relevant: dict[str, list[str]], k: int
+    rows: list[dict[str, Any]], rankings: list[dict[str, list[str]]], relevant: dict[str, list[str]]
 ) -> None:
     """To each row: by how much MANet's SR-MAC (the last network's) is ahead of it on the same queries, and the 95% interval."""
     own = max(i for i, row in enumerate(rows) if (row["features"], row["descriptor"]) == ("attended", "sr-mac"))
     for row, ranked in zip(rows, rankings, strict=True):
         names = ("behind", "behind_low", "behind_high")
-        row |= dict(zip(names, (round(x, 6) for x in paired_interval(rankings[own], ranked, relevant, k)), strict=True))
+        row |= dict(zip(names, (round(x, 6) for x in paired_interval(rankings[own], ranked, relevant, K)), strict=True))
 
 
 def _describe(
@@ -185,8 +191,8 @@ def _describe(
     return open_artifact(nested.out, "descriptors")
 
 
-def _rank(described: Sequence[Described], descriptor: str, k: int) -> dict[str, list[str]]:
-    """Exact search of one descriptor: query_id -> its k best gallery ids. Those of several networks stand side by side,
+def _rank(described: Sequence[Described], descriptor: str) -> dict[str, list[str]]:
+    """Exact search of one descriptor: query_id -> its `K` best gallery ids. Those of several networks stand side by side,
     which sums their similarities.
     """
     galleries, queries = ([_column(pair[side], descriptor) for pair in described] for side in (0, 1))
@@ -195,12 +201,16 @@ def _rank(described: Sequence[Described], descriptor: str, k: int) -> dict[str, 
         common, query_common = (set.intersection(*(set(each[0]) for each in side)) for side in (galleries, queries))
         ids, query_ids = ([name for name in each if name in kept] for each, kept in
                           ((ids, common), (query_ids, query_common)))  # fmt: skip
-    vectors, query_vectors = (
-        np.concatenate([_in_order(*each, order) for each in side], 1)
-        for side, order in ((galleries, ids), (queries, query_ids))
-    )
-    _, rows = exact_search(vectors, query_vectors, k + 1)
-    return {query: drop_self([ids[i] for i in row], query, k) for query, row in zip(query_ids, rows, strict=True)}
+    vectors, query_vectors = (_beside(*both) for both in ((galleries, ids), (queries, query_ids)))
+    _, rows = exact_search(vectors, query_vectors, K + 1)
+    return {query: drop_self([ids[i] for i in row], query, K) for query, row in zip(query_ids, rows, strict=True)}
+
+
+def _beside(columns: Sequence[tuple[list[str], Vectors]], order: list[str]) -> Vectors:
+    """The vectors of several networks side by side, their rows in one order."""
+    if len(columns) == 1:
+        return columns[0][1]
+    return np.concatenate([_in_order(*each, order) for each in columns], 1)
 
 
 def _in_order(ids: list[str], vectors: Vectors, order: list[str]) -> Vectors:
@@ -211,8 +221,11 @@ def _in_order(ids: list[str], vectors: Vectors, order: list[str]) -> Vectors:
 
 
 def _column(descriptors: Artifact, name: str) -> tuple[list[str], Vectors]:
-    parts = [read_parquet(descriptors.read(part)) for part in descriptors.parts("part-") if part.rows]
-    return descriptors_to_numpy(pa.concat_tables(parts), column=f"descriptor_{name}")
+    column = f"descriptor_{name}"
+    parts = [
+        read_parquet(descriptors.read(part), ["image_id", column]) for part in descriptors.parts("part-") if part.rows
+    ]
+    return descriptors_to_numpy(pa.concat_tables(parts), column=column)
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:

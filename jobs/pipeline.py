@@ -18,6 +18,7 @@ from cluster.session import SessionConfig
 from cluster.telemetry import say
 from jobs import compare, evaluate, extract, fewshot, index, report, train
 from jobs.config import JobConfig, how
+from jobs.rates import first_fault
 
 STAGES: dict[str, Any] = {
     "fewshot": fewshot,
@@ -107,8 +108,7 @@ def _config_of(config: Config, job: str, **fields: Any) -> Any:  # noqa: ANN401 
     try:
         return module.Config(**{**session, **chosen, **fields})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInputError(f"--set {job}.{first['loc'][0]}: {first['msg']}") from None
+        raise BadInputError(f"--set {job}: {first_fault(error)}") from None
 
 
 def _split(item: str) -> tuple[str, str, str]:
@@ -119,6 +119,10 @@ def _split(item: str) -> tuple[str, str, str]:
         raise ValueError(f"{item!r} is not JOB.FLAG=VALUE")
     if job not in STAGES or key not in STAGES[job].Config.model_fields:
         raise ValueError(f"{item!r}: no flag {key.replace('_', '-')} of a job {job}; the jobs are {', '.join(STAGES)}")
+    if (job, key, value) == ("train", "attention", "none"):
+        raise ValueError(
+            f"{item!r}: the pipeline compares attention with none; train such a model by itself: manet train"
+        )
     if key in {"out", *STAGES[job].Config.INPUTS} or (job, key) == ("train", "size"):
         raise ValueError(f"{item!r}: the pipeline itself decides that; see --catalog, --queries, --size and --out")
     return job, key, value

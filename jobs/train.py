@@ -100,8 +100,8 @@ class Config(JobConfig):
     workers: int = how(1, ge=1)
     """Data-parallel training workers."""
     workers_min: int = how(0, ge=0)
-    """Fewest workers: when nodes are lost training goes on with as many as are left, at a step of the same pictures in all.
-    0: as many as --workers, which are waited for."""
+    """Fewest workers: training starts with those that came within --wait-for-resources, and goes on with those that are left
+    when nodes are lost; each takes its share of --batch-size. 0: as many as --workers."""
     worker_cpus: float = how(0.0, ge=0)
     """CPUs of one training worker; it computes on as many threads, rounded up. 0: with GPUs 1, else an equal share of all
     CPUs, less a quarter of one that decoding needs."""
@@ -118,6 +118,8 @@ class Config(JobConfig):
             raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
         if self.workers_min > self.workers:
             raise ValueError(f"--workers-min {self.workers_min} is more than --workers {self.workers}")
+        if self.text == "none" and self.text_weights != "none" and not self.init:
+            raise ValueError(f"--text-weights {self.text_weights}: --text names their network")
         if self.branch == "text" and self.text in {"none", PUBLIC}:
             raise ValueError("--branch text: --text names the network of timm that is trained")
         if self.branch != "all" and (self.init or not (self.epochs if self.branch == "text" else self.saliency_epochs)):
@@ -200,6 +202,10 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
         network = theirs.model_copy(update=chosen | {"classes": classes, "pictures": pictures})
         if network.text != theirs.text:
             load_text(MANet(network), _weights(config), fetch_weights)
+        elif config.text_weights != "none":
+            raise BadInputError(
+                f"--text-weights {config.text_weights}: the text branch of --init is kept; leave the flag out"
+            )
         return network
     return NetworkConfig(
         backbone=config.backbone,

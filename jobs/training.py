@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.artifact import Artifact
 from cluster.errors import BadInputError, ClusterError, JobFailedError
-from cluster.session import beside_driver, cluster_cpus, quiet, require_resources, room_for
+from cluster.session import beside_driver, cluster_cpus, quiet, require_resources, wait_for_room
 from cluster.storage import arrow_filesystem
 from cluster.streams import alive_nodes, configure_data
 from cluster.telemetry import Meter, say
@@ -121,7 +121,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
         JobFailedError: training failed more often than `plan.retries`.
     """
     import ray.exceptions
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
     from ray.util.queue import Queue
 
     configure_data()
@@ -130,20 +130,19 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     listener = threading.Thread(target=_listen, args=(progress, meter), daemon=True)
     listener.start()
     try:
-        for failures in itertools.count():
-            workers = _room(plan, again=failures > 0)
+        failures = 0
+        for attempt in itertools.count():
+            workers = _room(plan, again=attempt > 0)
             try:
                 result = _trainer(plan, workers, masks, checkpoints, progress, clock).fit()
                 break
             except TrainingFailedError as error:
                 cause = _cause(error)
-                if (
-                    plan.workers_min == plan.workers
-                    or failures == plan.retries
-                    or not isinstance(cause, JobFailedError)
-                ):
+                failures += not isinstance(error, PreemptionError)  # an announced loss is nobody's fault
+                hopeless = isinstance(cause, (BadInputError, ManetError)) or failures > plan.retries
+                if plan.workers_min == plan.workers or hopeless:
                     raise cause from error
-                say(f"train: lost a worker of {workers}; going on from the newest checkpoint with those that are left")
+                say(f"train: {cause}; going on with the workers that are left")
     finally:
         with contextlib.suppress(ray.exceptions.RayError):  # it is gone with a session that was stopped
             progress.put(None)
@@ -166,26 +165,18 @@ def _room(plan: Plan, *, again: bool) -> int:
         BadInputError: this machine alone is too small.
         JobFailedError: the cluster has not even room for `plan.workers_min` after --wait-for-resources.
     """
-
-    def require(workers: int) -> None:
-        require_resources(
-            cpus=plan.worker_cpus,
-            gpus=plan.worker_gpus,
-            workers=workers,
-            spare_cpus=DECODE_CPUS,
-            flags="--workers / --workers-min / --worker-cpus / --worker-gpus",
-        )
-
+    flags = "--workers / --workers-min / --worker-cpus / --worker-gpus"
+    one = {"cpus": plan.worker_cpus, "gpus": plan.worker_gpus, "spare_cpus": DECODE_CPUS}
     if not again:
         try:
-            require(plan.workers)
+            require_resources(**one, workers=plan.workers, flags=flags)
             return plan.workers
         except (BadInputError, JobFailedError):
             if plan.workers_min == plan.workers:
                 raise
-    require(plan.workers_min)
-    room = room_for(plan.worker_cpus, plan.worker_gpus, spare_cpus=DECODE_CPUS, ask=again)
-    return max(plan.workers_min, min(plan.workers, room))
+    workers = min(plan.workers, wait_for_room(**one, least=plan.workers_min, ask=again, flags=flags))
+    say(f"train: {workers} of {plan.workers} workers")
+    return workers
 
 
 def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progress: Any, clock: Any) -> Any:  # noqa: ANN401
@@ -410,8 +401,6 @@ def _start(plan: Plan) -> tuple["MANet", list[dict[str, Any]], "Part", dict[str,
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            if not (Path(folder) / _POSITION).exists():
-                raise JobFailedError("the newest checkpoint is of an older version; train anew with --overwrite")
             position = json.loads((Path(folder) / _POSITION).read_text())
             history, part = position["history"], Part(**position["part"])
             within = part.steps > 0 or plan.goes_on(len(history))

@@ -145,7 +145,14 @@ def load_pretrained(net: nn.Module, name: str, spec: str, fetch: Fetch | None = 
         tensors = read_tensors(resolve(spec, fetch))
         if spec == "pip:efficientnet-lite0" and name == "efficientnet-lite0":
             tensors = _as_timm_names(tensors, name)
-    load_into(net, tensors, spec, strict=False)
+    load_into(net, {**tensors, **_flattened(tensors, net)}, spec, strict=False)
+
+
+def _flattened(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Weights under the names that a feature pyramid of timm has for some networks: features_0.weight for features.0.weight."""
+    flat = {name.replace(".", "_"): value for name, value in tensors.items()}
+    wanted = (name for name in net.state_dict() if name not in tensors)
+    return {name: flat[key] for name in wanted if (key := name.replace(".", "_")) in flat}
 
 
 def _as_timm_names(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -157,7 +157,7 @@ def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None 
 
 def _load_saliency(network: MANet, spec: str, fetch: Fetch | None) -> None:
     """The encoder of the saliency branch, or all of it where the file holds a branch."""
-    if spec.startswith("own:") or "://" in spec or Path(spec).is_file():
+    if spec.startswith("own:") or "://" in spec or Path(spec).expanduser().is_file():
         tensors = read_tensors(resolve(spec, fetch))
         if any(name.startswith("encoder.") for name in tensors):
             load_into(network.saliency, tensors, spec)
@@ -230,8 +230,8 @@ class JointStage(nn.Module):
         self.network = network
 
     def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K]; R-MAC without attention."""
+        """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K]; R-MAC without saliency attention."""
         maps = self.network(pixels_BHW3)
-        plain = self.network.config.attention == "none"  # R-MAC then: no attention at all
+        plain = self.network.config.attention == "none"  # R-MAC then: regions have no weights
         descriptors_BK = r_mac(maps.attended_BKHW) if plain else sr_mac(maps.attended_BKHW, maps.salient_BHW)
         return maps.saliency_B1hw, maps.logits_BN, descriptors_BK

@@ -51,7 +51,7 @@ def _db(path: Path, source: str) -> Callable[[Array], Array]:
         raise WeightsError(f"{source}: OpenCV cannot read this network: {_line(error)}") from None
     if (count := len(net.getUnconnectedOutLayersNames())) != 1:
         raise WeightsError(f"{source}: gives {count} maps where a text detector gives one; is this DB?")
-    return lambda rgb: _scores(net, None, rgb, (_padded(rgb).astype(np.float32) / 255 - 0.5) / 0.5)
+    return lambda rgb: _scores(net, None, rgb, (_padded(rgb)[..., ::-1].astype(np.float32) / 255 - 0.5) / 0.5)  # BGR
 
 
 def _east(path: Path, source: str) -> Callable[[Array], Array]:

@@ -40,10 +40,11 @@ _PLACEHOLDER = re.compile(
 
 
 def placeholders_in(path: Path) -> set[str]:
-    """What a file, or a folder's files, still want put in: ACCOUNT, ami-00000000000000000, ... (comments aside)."""
-    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-    lines = [line.partition("#")[0] for each in files for line in each.read_text().splitlines()]
-    return {found for line in lines for found in _PLACEHOLDER.findall(line)}
+    """What a file, or what a kustomization builds, still wants put in: ACCOUNT, ami-00000000000000000, ... (comments aside)."""
+    if path.is_dir() or path.name == "kustomization.yaml":
+        built, _ = kustomize.build(path if path.is_dir() else path.parent)
+        return set(_PLACEHOLDER.findall(yaml.safe_dump_all(built)))
+    return {found for line in path.read_text().splitlines() for found in _PLACEHOLDER.findall(line.partition("#")[0])}
 
 
 def faults_of(path: Path) -> list[str]:

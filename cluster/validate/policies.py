@@ -36,6 +36,7 @@ _BOUNDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _WORKER = ("s3", "ecr")
 _BINDING = {"StringEquals", "StringLike", "ArnEquals", "ArnLike", "Bool"}  # false where the key is missing
+_WANTED = {"ec2:Encrypted": "true", "ec2:AssociatePublicIpAddress": "false"}
 _LOOSE = {("ForAllValues:StringLike", "aws:TagKeys"), ("BoolIfExists", "ec2:AssociatePublicIpAddress")}
 
 
@@ -62,6 +63,12 @@ def _statement(statement: dict[str, Any], *, worker: bool) -> list[str]:
         for operator, test in conditions.items()
         for key in test
         if not _binds(operator, key)
+    ]
+    found += [
+        f"the condition on {key} must be {_WANTED[key]}"
+        for test in conditions.values()
+        for key, value in test.items()
+        if key in _WANTED and _listed(value) != [_WANTED[key]]
     ]
     found += [
         f"the condition on {key} is open: {value}"

@@ -21,7 +21,7 @@ class Config(SessionConfig):
     model: str
     """Model artifact."""
     queries: str
-    """Pictures that the model has not seen: queries or catalog artifact, or a Parquet file."""
+    """Pictures that the model has not seen: queries artifact, or a Parquet file."""
     pictures: int = Field(default=200, ge=2)
     """Pictures, at most, spread evenly over the table."""
     text: str = "none"

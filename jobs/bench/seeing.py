@@ -63,6 +63,8 @@ def measure(config: Config) -> dict[str, Any]:
 def _network(config: Config) -> MANet:
     network = load_model(local_copy(open_model(config.model)))
     if config.text == "none":
+        if config.text_weights != "none":
+            raise BadInputError(f"--text-weights {config.text_weights}: --text names their network")
         return network
     if network.text is not None:
         raise BadInputError(f"--text {config.text}: the model has a text branch of its own; leave the flag out")

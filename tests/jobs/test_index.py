@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,15 @@ import pytest
 import torch
 
 from cluster.artifact import open_artifact
-from jobs.compare import ATTENDED, BOLTED_ON, PLAIN
+from jobs.compare import ATTENDED, BOLTED_ON, PLAIN, _beside
 from jobs.inputs import local_copy
 from jobs.querying import answer_row, open_index, open_searcher, read_all
-from manet.checkpoint import load_model
+from manet.checkpoint import load_model, save_model
+from manet.config import NetworkConfig
 from manet.describe import Describer
 from manet.images import decode
 from manet.metrics import retrieval_metrics
+from manet.network import MANet
 from tests.conftest import Run, commit
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 
@@ -211,7 +214,7 @@ def test_compare_describes_as_extract_does(
 
 
 def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Path, shop: Path, tmp_path: Path) -> None:
-    """The same network twice: MFF is then CroW itself. A model without attention has rows of its own."""
+    """MFF against a sum of two networks' similarities made here; a model without attention has rows of its own."""
     config = json.loads((model / "config.json").read_text())
     config["network"]["attention"] = "none"
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -220,12 +223,40 @@ def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Pat
     flags = ["compare", "--catalog", shop / "catalog", "--queries", shop / "queries", "--out", tmp_path / "table"]
     assert_refused(manet(*flags, "--model", plain), 2, "was trained without attention")
     assert_refused(manet(*flags, "--model", model, "--fuse", model), 2, "--fuse: give --baseline too")
-    done = manet(*flags, "--model", model, "--baseline", model, "--fuse", model, "--plain", plain)
+    assert_refused(manet(*flags, "--model", model, "--plain", model), 2, "--plain", "was trained with attention s*f")
+    config["network"] |= {"backbone": "lcnet_035", "attention": "s*f"}
+    torch.manual_seed(0)
+    save_model(tmp_path / "other", MANet(NetworkConfig(**config["network"])))
+    other = commit(tmp_path / "fused", "model", {path.name: path for path in (tmp_path / "other").iterdir()})
+    done = manet(*flags, "--model", model, "--baseline", model, "--fuse", other, "--plain", plain)
     rows = {(row["network"], row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
     mff, crow = rows["pretrained", "backbone", "mff"], rows["pretrained", "backbone", "crow"]
-    assert mff["map@7"] == pytest.approx(crow["map@7"], abs=1e-6)
+    sums: Any = 0
+    for network in ("pretrained", "fused"):
+        (ids, gallery), (query_ids, asked) = (
+            _described(tmp_path / "table" / network / side, "descriptor_crow@backbone")
+            for side in ("gallery", "queries")
+        )
+        sums = sums + asked.astype(np.float64) @ gallery.astype(np.float64).T
+    best = {query: [ids[at] for at in np.argsort(-row)[:7]] for query, row in zip(query_ids, sums, strict=True)}
+    (queries,) = (shop / "queries").glob("queries-*.parquet")
+    relevant = pq.read_table(queries, columns=["query_id", "relevant"]).to_pydict()
+    wanted = retrieval_metrics(best, dict(zip(relevant["query_id"], relevant["relevant"], strict=True)))
+    assert mff["map@7"] == pytest.approx(wanted["map@7"], abs=1e-6)
+    assert mff["map@7"] != crow["map@7"]
     assert len(rows) == 2 * (len(PLAIN) + len(ATTENDED)) + 1 + len(PLAIN) + len(BOLTED_ON)
     trained = rows["trained", "attended", "sr-mac"]
     bolted = rows["plain", "other-saliency", "sr-mac"]  # the same weights: S * F bolted on is what was trained
     assert bolted["map@7"] == trained["map@7"]
     assert bolted["behind"] == 0
+
+
+def _described(folder: Path, column: str) -> tuple[list[str], np.ndarray]:
+    table = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*.parquet")))
+    return table["image_id"].to_pylist(), np.array(table[column].to_pylist(), np.float16)
+
+
+def test_networks_that_could_not_describe_the_same_pictures_are_fused_in_one_order() -> None:
+    first = (["a", "b", "c"], np.array([[1], [2], [3]], np.float16))
+    second = (["c", "x", "a"], np.array([[30], [0], [10]], np.float16))
+    np.testing.assert_array_equal(_beside([first, second], ["a", "c"]), [[1, 10], [3, 30]])

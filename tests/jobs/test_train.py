@@ -90,6 +90,21 @@ def test_the_text_branch_is_trained_alone_measured_and_taken_in(
 
 
 @pytest.mark.slow
+def test_the_saliency_branch_is_trained_alone_and_taken_in(manet: Run, fewshot: Path, tmp_path: Path) -> None:
+    flags = ["--fewshot", fewshot, "--pseudo-masks", "classical", "--size", 64, "--train-size", 64, "--batch-size", 16]
+    flags += ["--masks", tmp_path / "masks", "--saliency-epochs", 1]
+    branch = tmp_path / "branch"
+    assert summary_of(manet("train", "--branch", "saliency", *flags, "--out", branch, timeout=280))["epochs"] == 1
+    weights = ("--saliency-weights", branch / "saliency.safetensors")
+    done = manet("train", *flags, *weights, "--epochs", 0, "--out", tmp_path / "model", timeout=280)
+    first, again = (
+        json.loads((folder / "metrics.json").read_text())["history"][0] for folder in (branch, tmp_path / "model")
+    )
+    assert summary_of(done)["val_dice_loss"] == again["val_dice_loss"]
+    assert again["dice_loss"] < first["dice_loss"]  # it went on from what was learned
+
+
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint(manet: Run, fewshot: Path, tmp_path: Path) -> None:
     """kill -9 of the driver within the first stage: the model has the bits of one that nobody killed."""
     out = tmp_path / "model"

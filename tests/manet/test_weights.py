@@ -123,6 +123,15 @@ def test_early_layers_are_those_before_the_first_coarser_map(name: str, pyramid:
     assert still == {key for key, value in net.named_parameters() if value.requires_grad}
 
 
+def test_a_feature_pyramid_takes_the_weights_of_its_network(tmp_path: Path) -> None:
+    """timm calls some layers of a pyramid otherwise: stem_0 for stem.0."""
+    whole = create("convnext_atto")
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    pyramid = create("convnext_atto", features_only=True)
+    load_pretrained(pyramid, "convnext_atto", str(tmp_path / "whole.safetensors"))
+    torch.testing.assert_close(pyramid.state_dict()["stem_0.weight"], whole.state_dict()["stem.0.weight"])
+
+
 def test_a_file_may_hold_the_whole_saliency_branch(tmp_path: Path) -> None:
     """Encoder and decoder come from it, as float16; an encoder's file alone fills the encoder alone."""
     config = NetworkConfig(saliency_size=64)
