@@ -18,6 +18,19 @@ def test_pip_weights_are_the_ones_known() -> None:
     assert resolve("pip:u2netp").suffix == ".onnx"
 
 
+def test_own_weights_are_those_of_their_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = NetworkConfig(text="efficientnet-lite0")
+    network = initial(config, InitialWeights(backbone="random", saliency="random", text="own:east-lite0"))
+    assert network.text is not None
+    assert resolve("own:east-lite0").stat().st_size < 10e6
+    with pytest.raises(WeightsError, match="the package has own:east-lite0"):
+        resolve("own:other")
+    monkeypatch.setattr(weights, "TRAINED", tmp_path)
+    (tmp_path / "east-lite0.safetensors").write_bytes(b"other")
+    with pytest.raises(WeightsError, match="missing or damaged"):
+        resolve("own:east-lite0")
+
+
 def test_another_file_under_the_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = weights._SHIPPED["u2netp"]
     monkeypatch.setitem(weights._SHIPPED, "u2netp", weights._Shipped(**{**vars(shipped), "sha256": "0" * 64}))
