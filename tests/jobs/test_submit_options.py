@@ -37,6 +37,10 @@ def _name(done: Done) -> str:
     return next(line for line in done.stderr.splitlines() if line.startswith("submitted ")).split()[1]
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="the job server finds no log of a driver away from the head, for `ray job logs` neither: Ray 2.60, one machine",
+)
 def test_the_driver_runs_where_it_is_told(tmp_path: Path) -> None:
     """By label, by resource, else on the head; and the program is that of a wheel."""
     wheels = tmp_path / "wheels"
