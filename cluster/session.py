@@ -200,8 +200,7 @@ def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus:
     beside = f", and {spare_cpus:g} CPUs beside them" if spare_cpus else ""
     wanted = f"{workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs{beside}"
     nodes = _nodes()
-    enough = sum(_fit(node, cpus, gpus) for node in nodes) >= workers
-    if enough and _sum(nodes, "CPU") - workers * cpus >= spare_cpus:
+    if _room(nodes, cpus, gpus, spare_cpus) >= workers:
         return
     if not joins_cluster(_running):
         raise BadInputError(f"{wanted} are asked for, but this machine has {_have(nodes)} for Ray; lower {flags}")
@@ -227,7 +226,7 @@ def wait_for_room(*, cpus: float, gpus: float, least: int, spare_cpus: float = 0
     began = time.monotonic()
     while True:
         require_resources(cpus=cpus, gpus=gpus, workers=least, spare_cpus=spare_cpus, flags=flags)
-        room = _room(cpus, gpus, spare_cpus, ask=ask)
+        room = _room(_staying(ask=ask), cpus, gpus, spare_cpus)
         if room >= least:
             return room
         if time.monotonic() - began >= _running.wait_for_resources:
@@ -238,16 +237,21 @@ def wait_for_room(*, cpus: float, gpus: float, least: int, spare_cpus: float = 0
         time.sleep(_SAY_S / 2)
 
 
-def _room(cpus: float, gpus: float, spare_cpus: float, *, ask: bool) -> int:
+def _room(nodes: list[dict[str, float]], cpus: float, gpus: float, spare_cpus: float) -> int:
+    """Workers that some nodes have room for, with CPUs left beside them."""
+    count = sum(_fit(node, cpus, gpus) for node in nodes)
+    while count and _sum(nodes, "CPU") - count * cpus < spare_cpus:
+        count -= 1
+    return count
+
+
+def _staying(*, ask: bool) -> list[dict[str, float]]:
+    """What each node that is not being drained has for Ray; of those that answer, if they are asked."""
     import ray
 
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     there = (_answering(nodes) if ask else set(nodes)) - _draining()
-    resources = [nodes[name] for name in there]
-    count = sum(_fit(node, cpus, gpus) for node in resources)
-    while count and _sum(resources, "CPU") - count * cpus < spare_cpus:
-        count -= 1
-    return count
+    return [nodes[name] for name in there]
 
 
 def _answering(nodes: Iterable[str]) -> set[str]:

@@ -108,17 +108,17 @@ def run(config: Config) -> dict[str, Any]:
         raise BadInputError("--fuse: give --baseline too; mff fuses the two")
     given = {"pretrained": config.baseline, "fused": config.fuse, "plain": config.plain, "trained": config.model}
     models = {name: open_model(uri) for name, uri in given.items() if uri}
-    if _attention(models["trained"]) == "none":
+    if _network(models["trained"]).attention == "none":
         raise BadInputError(f"--model {config.model}: was trained without attention; give it as --plain")
-    if config.plain and (attention := _attention(models["plain"])) != "none":
+    if config.plain and (attention := _network(models["plain"]).attention) != "none":
         raise BadInputError(f"--plain {config.plain}: was trained with attention {attention}; give one without")
     inputs = {"catalog": gallery.source, "queries": queries.source}
     inputs |= {name: model.as_input() for name, model in models.items()}
     return make(config, "comparison", inputs, partial(_build, config, gallery, queries, models))
 
 
-def _attention(model: Artifact) -> str:
-    return read_config(local_copy(model, CONFIG)).network.attention
+def _network(model: Artifact) -> NetworkConfig:
+    return read_config(local_copy(model, CONFIG)).network
 
 
 def _build(
@@ -138,8 +138,7 @@ def _build(
 
     found: dict[str, Described] = {}
     for network, model in models.items():
-        names = descriptors_of(read_config(local_copy(model, CONFIG)).network)
-        names = PLAIN if network == "fused" else names
+        names = PLAIN if network == "fused" else descriptors_of(_network(model))
         found[network] = (
             _describe(config, network, "gallery", gallery, model, names),
             _describe(config, network, "queries", queries, model, names),
@@ -195,29 +194,21 @@ def _rank(described: Sequence[Described], descriptor: str) -> dict[str, list[str
     """Exact search of one descriptor: query_id -> its `K` best gallery ids. Those of several networks stand side by side,
     which sums their similarities.
     """
-    galleries, queries = ([_column(pair[side], descriptor) for pair in described] for side in (0, 1))
-    ids, query_ids = galleries[0][0], queries[0][0]
-    if len(described) > 1:  # a picture that one network could not describe is none of the fused ones
-        common, query_common = (set.intersection(*(set(each[0]) for each in side)) for side in (galleries, queries))
-        ids, query_ids = ([name for name in each if name in kept] for each, kept in
-                          ((ids, common), (query_ids, query_common)))  # fmt: skip
-    vectors, query_vectors = (_beside(*both) for both in ((galleries, ids), (queries, query_ids)))
+    (ids, vectors), (query_ids, query_vectors) = (
+        _beside([_column(pair[side], descriptor) for pair in described]) for side in (0, 1)
+    )
     _, rows = exact_search(vectors, query_vectors, K + 1)
     return {query: drop_self([ids[i] for i in row], query, K) for query, row in zip(query_ids, rows, strict=True)}
 
 
-def _beside(columns: Sequence[tuple[list[str], Vectors]], order: list[str]) -> Vectors:
-    """The vectors of several networks side by side, their rows in one order."""
+def _beside(columns: Sequence[tuple[list[str], Vectors]]) -> tuple[list[str], Vectors]:
+    """The vectors of several networks side by side: pictures that all could describe, in the first one's order."""
     if len(columns) == 1:
-        return columns[0][1]
-    return np.concatenate([_in_order(*each, order) for each in columns], 1)
-
-
-def _in_order(ids: list[str], vectors: Vectors, order: list[str]) -> Vectors:
-    if ids == order:
-        return vectors
-    place = {name: at for at, name in enumerate(ids)}
-    return vectors[[place[name] for name in order]]
+        return columns[0]
+    places = [{name: at for at, name in enumerate(ids)} for ids, _ in columns]
+    order = [name for name in columns[0][0] if all(name in place for place in places)]
+    rows = [vectors[[place[name] for name in order]] for (_, vectors), place in zip(columns, places, strict=True)]
+    return order, np.concatenate(rows, 1)
 
 
 def _column(descriptors: Artifact, name: str) -> tuple[list[str], Vectors]:

@@ -184,8 +184,7 @@ class _Saliency(Steps):
         ]
 
     def _losses(self, batch: Batch) -> Losses:
-        saliency = self._module(batch["pixels"])[0]
-        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
+        dice = _dice(self._module(batch["pixels"]), batch)
         return {"loss": dice, "dice_loss": dice}
 
     def _figures(self, batch: Batch) -> dict[str, float]:
@@ -205,7 +204,7 @@ class _Joint(Steps):
 
     def _losses(self, batch: Batch) -> Losses:
         saliency, logits, descriptors = self._module(batch["pixels"])
-        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
+        dice = _dice(saliency, batch)
         entropy = F.cross_entropy(logits, batch["label"])
         losses = {"dice_loss": dice, "cross_entropy": entropy}
         total = entropy + self._plan.saliency_loss * dice
@@ -216,7 +215,7 @@ class _Joint(Steps):
 
     def _figures(self, batch: Batch) -> dict[str, float]:
         saliency, logits, _ = self._module(batch["pixels"])
-        dice = dice_loss(saliency[:, 0], binarise_at_mean(_like(batch["mask"], saliency)))
+        dice = _dice(saliency, batch)
         right = (logits.argmax(1) == batch["label"]).float().mean()
         return {"dice_loss": float(dice), "accuracy": float(right)}
 
@@ -226,12 +225,11 @@ class _Text(Steps):
         network.requires_grad_(False)
         module = TextStage(network)
         freeze_early(module.text.stem, self._plan.frozen_stride)
-        stem = list(module.text.stem.parameters())
-        own = {id(parameter) for parameter in stem}
-        rest = [each for each in module.text.parameters() if id(each) not in own and each.requires_grad]
+        named = module.text.named_parameters()
+        decoder = [each for name, each in named if not name.startswith("stem.") and each.requires_grad]
         return module, [
-            {"params": stem, "lr": self._plan.lr},
-            {"params": rest, "lr": self._plan.lr * DECODER_TIMES},
+            {"params": module.text.stem.parameters(), "lr": self._plan.lr},
+            {"params": decoder, "lr": self._plan.lr * DECODER_TIMES},
         ]
 
     def _losses(self, batch: Batch) -> Losses:
@@ -249,6 +247,11 @@ def stage_of(
     """The steps of an epoch's stage."""
     kinds = {"saliency": _Saliency, "joint": _Joint, "text": _Text}
     return kinds[plan.stage(epoch)](network, plan, epoch, workers, device, moments)
+
+
+def _dice(saliency_B1hw: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The saliency loss of a batch, against its masks binarised at their mean."""
+    return dice_loss(saliency_B1hw[:, 0], binarise_at_mean(_like(batch["mask"], saliency_B1hw)))
 
 
 def _like(mask: torch.Tensor, map_B1hw: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,8 @@ class Config(JobConfig):
     text: str = "none"
     """Backbone of the text branch (EAST): a name that timm knows, `vgg16-east` (the public layout), or `none`."""
     text_weights: str = "none"
-    """Weights of the text branch; with --branch text of its backbone alone, as --backbone-weights."""
+    """Weights of the text branch: own:east-lite0, a file or a URI; with --branch text of its backbone alone, as
+    --backbone-weights."""
     pseudo_text: str = "pip:db-text"
     """What marks text for --branch text: an .onnx detector (DB), or frozen_east_text_detection.pb."""
     text_source: TextSource = "logits"

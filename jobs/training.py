@@ -299,10 +299,8 @@ def _decode(
         grey.append(cv2.resize(mask, (size, size)))
         labels.append(row["label"])
     kinds = [(np.stack(pixels), np.stack(grey))]
-    if augment and plan.branch == "text":
-        kinds = [_lettered(pixels, grey, plan.train_size)]
-    elif augment:
-        kinds = [_augmented(pixels, grey) for _ in range(plan.views)]
+    if augment:
+        kinds = [_augmented(pixels, grey, plan) for _ in range(plan.views)]
     return {
         "pixels": np.stack([pictures for pictures, _ in kinds], 1),
         "mask": np.stack([masks for _, masks in kinds], 1),
@@ -310,22 +308,18 @@ def _decode(
     }
 
 
-def _augmented(pixels: list[Any], grey: list[Any]) -> tuple[Any, Any]:
-    """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]."""
+def _augmented(pixels: list[Any], grey: list[Any], plan: Plan) -> tuple[Any, Any]:
+    """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]; for the text branch with words over it."""
     import torch
 
     from manet.augment import consumer_view
-
-    others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
-    views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
-    return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
-
-
-def _lettered(pixels: list[Any], grey: list[Any], size: int) -> tuple[Any, Any]:
-    """A random piece of every picture and of its text map, words written over it, [n, size, size, 3] and [n, size, size]."""
     from manet.lettering import lettered_view
 
-    views = [lettered_view(*two, size) for two in zip(pixels, grey, strict=True)]
+    if plan.branch == "text":
+        views = [lettered_view(*two, plan.train_size) for two in zip(pixels, grey, strict=True)]
+    else:
+        others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
+        views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
     return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
 
 

@@ -38,9 +38,14 @@ def consumer_view(rgb: Array, mask: Array, other: Array) -> tuple[Array, Array]:
     """
     if torch.rand(()) < MOVED:
         rgb = _before(rgb, mask, other)
+    return moved_together(rgb, mask, _transform(len(rgb)))
+
+
+def moved_together(rgb: Array, mask: Array, transform: v2.Compose) -> tuple[Array, Array]:
+    """A picture uint8 [h, w, 3] and its map uint8 [h, w] after the same random moves."""
     picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1))
-    grey = tv_tensors.Mask(torch.from_numpy(mask)[None])
-    picture, grey = _transform(len(rgb))(picture, grey)
+    grey = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask))[None])
+    picture, grey = transform(picture, grey)
     return picture.permute(1, 2, 0).contiguous().numpy(), grey[0].numpy()
 
 

@@ -128,10 +128,13 @@ def mean_std(name: str, net: nn.Module) -> tuple[tuple[float, ...], tuple[float,
     return tuple(config["mean"]), tuple(config["std"])
 
 
-def load_pretrained(net: nn.Module, name: str, spec: str, fetch: Fetch | None = None) -> None:
+def load_pretrained(
+    net: nn.Module, name: str, spec: str, fetch: Fetch | None = None, *, branch: nn.Module | None = None
+) -> None:
     """Fill a network made by `create` from a weights spec (see `manet.weights`).
 
-    A network without a classifier takes what it has from a file that has one.
+    A network without a classifier takes what it has from a file that has one. Where `net` is the `encoder` of a `branch`,
+    a file of the whole branch fills all of that.
 
     Raises:
         WeightsError: the weights are not there or not this network's.
@@ -145,7 +148,10 @@ def load_pretrained(net: nn.Module, name: str, spec: str, fetch: Fetch | None = 
         tensors = read_tensors(resolve(spec, fetch))
         if spec == "pip:efficientnet-lite0" and name == "efficientnet-lite0":
             tensors = _as_timm_names(tensors, name)
-    load_into(net, {**tensors, **_flattened(tensors, net)}, spec, strict=False)
+    if branch is not None and any(key.startswith("encoder.") for key in tensors):
+        load_into(branch, tensors, spec)
+    else:
+        load_into(net, {**tensors, **_flattened(tensors, net)}, spec, strict=False)
 
 
 def _flattened(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

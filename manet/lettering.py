@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from manet.augment import moved_together
 from manet.rendered.labels import FONTS, font
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -43,10 +43,7 @@ def lettered_view(rgb: Array, grey: Array, size: int) -> tuple[Array, Array]:
     draw = np.random.default_rng(int(torch.randint(2**31, ())))
     if draw.random() < LETTERED:
         rgb, grey = written_over(rgb, grey, draw)
-    picture = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1))
-    mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(grey))[None])
-    picture, mask = _transform(size)(picture, mask)
-    return picture.permute(1, 2, 0).contiguous().numpy(), mask[0].numpy()
+    return moved_together(rgb, grey, _transform(size))
 
 
 def written_over(rgb: Array, grey: Array, draw: np.random.Generator) -> tuple[Array, Array]:

@@ -23,17 +23,7 @@ Features = Literal["attended", "backbone", "no-text", "no-saliency", "other-sali
 (1 + S) * F in place of S * F (or S * F in place of any other), T of scores in place of logits (or the other way round)."""
 NEED_TEXT: frozenset[Features] = frozenset({"no-text", "other-text"})
 DescriptorName = Literal[
-    "mac",
-    "spoc",
-    "gem",
-    "crow",
-    "r-mac",
-    "r-mac-global",
-    "ra-mac",
-    "grmac",
-    "sr-mac",
-    "sr-mac-as-printed",
-    "sr-mac-soft",
+    PoolingName,
     "mac@backbone",
     "spoc@backbone",
     "gem@backbone",

@@ -4,7 +4,6 @@ Shape letters: B pictures, K channels, H x W cells of the feature map, h x w pix
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -83,11 +82,9 @@ class MANet(nn.Module):
         f = self.backbone(rgb)
         s = self.saliency(rgb)
         s_at_map = _resized(s, f)
-        x = weigh_by_saliency(f, s_at_map.to(f.dtype), self.config.attention)
         logits = None if self.text is None else self.text(at_most(rgb, self.config.text_size))[0]
         tm = None if logits is None else text_map(logits, self.config.text_source, f)
-        if tm is not None:
-            x = weigh_by_text(x, tm.to(f.dtype))
+        x = _attended(f, s_at_map, tm, self.config.attention)
         return Maps(
             backbone_BKHW=f,
             attended_BKHW=x,
@@ -98,6 +95,12 @@ class MANet(nn.Module):
             text_B1HW=tm,
             logits_BN=None if self.head is None else self.head(x.float().mean((-2, -1))),
         )
+
+
+def _attended(f_BKHW: Tensor, s_B1HW: Tensor, tm_B1HW: Tensor | None, attention: Attention) -> Tensor:
+    """X~: F weighed by saliency, then by text where there is a branch."""
+    x = weigh_by_saliency(f_BKHW, s_B1HW.to(f_BKHW.dtype), attention)
+    return x if tm_B1HW is None else weigh_by_text(x, tm_B1HW.to(f_BKHW.dtype))
 
 
 def text_map(logits_B1hw: Tensor, source: TextSource, like: Tensor) -> Tensor:
@@ -113,23 +116,21 @@ def features_of(maps: Maps, features: Features, config: NetworkConfig) -> Tensor
     """
     if features == "attended":
         return maps.attended_BKHW
-    f, logits = maps.backbone_BKHW, maps.text_B1hw
+    f, tm = maps.backbone_BKHW, maps.text_B1HW
     if features == "backbone":
         return f
+    if maps.text_B1hw is None and features in NEED_TEXT:
+        raise ValueError(f"{features}: the network has no text branch")
     attention: Attention = config.attention
     if features == "no-saliency":
         attention = "none"
     elif features == "other-saliency":
         attention = "(1+s)*f" if attention == "s*f" else "s*f"
-    x = weigh_by_saliency(f, maps.saliency_BHW[:, None].to(f.dtype), attention)
-    if logits is None and features in NEED_TEXT:
-        raise ValueError(f"{features}: the network has no text branch")
-    if logits is None or features == "no-text":
-        return x
-    source = config.text_source
-    if features == "other-text":
-        source = "scores" if source == "logits" else "logits"
-    return weigh_by_text(x, text_map(logits, source, f).to(f.dtype))
+    elif features == "no-text":
+        tm = None
+    elif maps.text_B1hw is not None and features == "other-text":
+        tm = text_map(maps.text_B1hw, "scores" if config.text_source == "logits" else "logits", f)
+    return _attended(f, maps.saliency_BHW[:, None], tm, attention)
 
 
 def as_rgb(pixels_BHW3: Tensor) -> Tensor:
@@ -150,19 +151,10 @@ def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None 
     """
     network = MANet(config)
     load_pretrained(network.backbone.net, config.backbone, weights.backbone, fetch)
-    _load_saliency(network, weights.saliency, fetch)
+    saliency = network.saliency
+    load_pretrained(saliency.encoder, config.saliency, weights.saliency, fetch, branch=saliency)
     load_text(network, weights, fetch)
     return network
-
-
-def _load_saliency(network: MANet, spec: str, fetch: Fetch | None) -> None:
-    """The encoder of the saliency branch, or all of it where the file holds a branch."""
-    if spec.startswith("own:") or "://" in spec or Path(spec).expanduser().is_file():
-        tensors = read_tensors(resolve(spec, fetch))
-        if any(name.startswith("encoder.") for name in tensors):
-            load_into(network.saliency, tensors, spec)
-            return
-    load_pretrained(network.saliency.encoder, network.config.saliency, spec, fetch)
 
 
 def load_text(network: MANet, weights: InitialWeights, fetch: Fetch | None = None) -> None:
@@ -201,9 +193,10 @@ class SaliencyStage(nn.Module):
         super().__init__()
         self.saliency = network.saliency
 
-    def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, None, None]:
-        """Saliency [B, 1, h, w]; no logits, no descriptors."""
-        return self.saliency(as_rgb(pixels_BHW3)), None, None
+    def forward(self, pixels_BHW3: Tensor) -> Tensor:
+        """Saliency [B, 1, h, w]."""
+        saliency_B1hw: Tensor = self.saliency(as_rgb(pixels_BHW3))
+        return saliency_B1hw
 
 
 class TextStage(nn.Module):

@@ -4,6 +4,7 @@ Source: METHOD.md "Training": any grey saliency map, binarised at its own mean (
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -29,12 +30,20 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     """
     if source == "classical":
         return classical
-    path = resolve(source, fetch)
+    net = read_network(cv2.dnn.readNetFromONNX, resolve(source, fetch), source)
+    return lambda rgb: _by_network(net, rgb)
+
+
+def read_network(read: Callable[[str], Any], path: Path, source: str) -> Any:  # noqa: ANN401 - cv2.dnn.Net
+    """A network by one of OpenCV's readers.
+
+    Raises:
+        WeightsError: OpenCV cannot read it.
+    """
     try:
-        net = cv2.dnn.readNetFromONNX(str(path))
+        return read(str(path))
     except cv2.error as error:
         raise WeightsError(f"{source}: OpenCV cannot read this network: {' '.join(str(error).split())[:200]}") from None
-    return lambda rgb: _by_network(net, rgb)
 
 
 def _by_network(net: Any, rgb: Array) -> Array:  # noqa: ANN401 - cv2.dnn.Net

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from manet.errors import WeightsError
+from manet.pseudo_masks import read_network
 from manet.weights import Fetch, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,27 +39,21 @@ def pseudo_text(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     try:
         tried = find(np.zeros((_STEP * 2, _STEP * 2, 3), np.uint8))
     except (cv2.error, IndexError) as error:
-        raise WeightsError(f"{source}: OpenCV cannot run this network: {_line(error)}") from None
+        raise WeightsError(f"{source}: OpenCV cannot run this network: {' '.join(str(error).split())[:200]}") from None
     if tried.shape != (_STEP * 2, _STEP * 2):
         raise WeightsError(f"{source}: gives {tried.shape}, not one map; is this a text detector?")
     return find
 
 
 def _db(path: Path, source: str) -> Callable[[Array], Array]:
-    try:
-        net = cv2.dnn.readNetFromONNX(str(path))
-    except cv2.error as error:
-        raise WeightsError(f"{source}: OpenCV cannot read this network: {_line(error)}") from None
+    net = read_network(cv2.dnn.readNetFromONNX, path, source)
     if (count := len(net.getUnconnectedOutLayersNames())) != 1:
         raise WeightsError(f"{source}: gives {count} maps where a text detector gives one; is this DB?")
     return lambda rgb: _scores(net, None, rgb, (_padded(rgb)[..., ::-1].astype(np.float32) / 255 - 0.5) / 0.5)  # BGR
 
 
 def _east(path: Path, source: str) -> Callable[[Array], Array]:
-    try:
-        net = cv2.dnn.readNetFromTensorflow(str(path))
-    except cv2.error as error:
-        raise WeightsError(f"{source}: OpenCV cannot read this network: {_line(error)}") from None
+    net = read_network(cv2.dnn.readNetFromTensorflow, path, source)
     if _EAST_SCORE not in net.getLayerNames():
         raise WeightsError(f"{source}: has no layer {_EAST_SCORE}; is it frozen_east_text_detection.pb?")
     return lambda rgb: _scores(net, _EAST_SCORE, rgb, _padded(rgb).astype(np.float32) - _EAST_MEAN)
@@ -76,7 +71,3 @@ def _scores(net: Any, layer: str | None, rgb: Array, scaled: Array) -> Array:  #
     whole = cv2.resize(found, scaled.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     clipped: Array = np.clip(whole[: rgb.shape[0], : rgb.shape[1]], 0, 1).astype(np.float32)
     return clipped
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -57,25 +57,19 @@ def _statement(statement: dict[str, Any], *, worker: bool) -> list[str]:
             f"must be an Allow of Action, Resource and Condition, not {', '.join(sorted(unknown)) or statement.get('Effect')}"
         ]
     conditions = statement.get("Condition", {})
-    keys = {key for operator, test in conditions.items() for key in test if _binds(operator, key)}
+    tests = [(operator, key, value) for operator, test in conditions.items() for key, value in test.items()]
+    keys = {key for operator, key, _ in tests if _binds(operator, key)}
     found = [
         f"the condition {operator} on {key} binds nothing: it holds where the key is missing, or for all but one value"
-        for operator, test in conditions.items()
-        for key in test
+        for operator, key, _ in tests
         if not _binds(operator, key)
     ]
     found += [
         f"the condition on {key} must be {_WANTED[key]}"
-        for test in conditions.values()
-        for key, value in test.items()
+        for _, key, value in tests
         if key in _WANTED and _listed(value) != [_WANTED[key]]
     ]
-    found += [
-        f"the condition on {key} is open: {value}"
-        for test in conditions.values()
-        for key, value in test.items()
-        if _open(value)
-    ]
+    found += [f"the condition on {key} is open: {value}" for _, key, value in tests if _open(value)]
     for action in _listed(statement.get("Action")):
         bounds = _BOUNDS.get(action)
         if bounds is None:

@@ -259,4 +259,6 @@ def _described(folder: Path, column: str) -> tuple[list[str], np.ndarray]:
 def test_networks_that_could_not_describe_the_same_pictures_are_fused_in_one_order() -> None:
     first = (["a", "b", "c"], np.array([[1], [2], [3]], np.float16))
     second = (["c", "x", "a"], np.array([[30], [0], [10]], np.float16))
-    np.testing.assert_array_equal(_beside([first, second], ["a", "c"]), [[1, 10], [3, 30]])
+    ids, vectors = _beside([first, second])
+    assert ids == ["a", "c"]
+    np.testing.assert_array_equal(vectors, [[1, 10], [3, 30]])
