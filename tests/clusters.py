@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -79,10 +80,13 @@ class RealCluster:
         """Start a node beside the head; it joins in some seconds (`wait_for_nodes`).
 
         It has a folder of its own, as another machine would: nodes that share one delete each other's working directories.
+        But its logs lie among the head's: where nodes share a machine, every agent looks for its jobs' logs there.
         """
         agent, metrics = free_ports(2)
-        folder = f"--temp-dir={self.scratch / f'n{metrics}'}"
-        ports = (folder, f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}")
+        folder, session = self.scratch / f"n{metrics}", (self.scratch / "head" / "session_latest").resolve()
+        (folder / session.name).mkdir(parents=True)
+        (folder / session.name / "logs").symlink_to(session / "logs")
+        ports = (f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}")
         self.raylets.append(self._start(f"--address={self.gcs}", f"--num-cpus={cpus}", *ports, *more))
         return self.raylets[-1]
 
@@ -98,12 +102,17 @@ class RealCluster:
 
     def nodes_by_id(self) -> dict[str, dict[str, float]]:
         """Resources of the nodes that are alive, as the dashboard's state service has them."""
+        found = self.told("v0/nodes?detail=1&timeout=20")["data"]["result"]["result"]
+        return {node["node_id"]: node["resources_total"] for node in found if node["state"] == "ALIVE"}
+
+    def told(self, path: str) -> dict[str, Any]:
+        """What the dashboard answers at a path of its API."""
         ask = urllib.request.Request(  # noqa: S310 - an address of this class
-            f"{self.address}/api/v0/nodes?detail=1&timeout=20", headers={"Authorization": f"Bearer {self.token}"}
+            f"{self.address}/api/{path}", headers={"Authorization": f"Bearer {self.token}"}
         )
         with urllib.request.urlopen(ask, timeout=60) as reply:  # noqa: S310
-            found = json.load(reply)["data"]["result"]["result"]
-        return {node["node_id"]: node["resources_total"] for node in found if node["state"] == "ALIVE"}
+            found: dict[str, Any] = json.load(reply)
+        return found
 
     def wait_for_nodes(self, count: int) -> None:
         """Until so many nodes are alive."""

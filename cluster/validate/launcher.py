@@ -161,4 +161,8 @@ def _start(config: dict[str, Any]) -> list[str]:
     for kind, command in (("head", head), ("worker", worker)):
         if "--object-store-memory=" not in command:
             found.append(f"{kind}_start_ray_commands: --object-store-memory is missing")
+    if "python -m cluster.notices" not in worker:
+        found.append(
+            "worker_start_ray_commands: python -m cluster.notices is missing: a spot market's notice would be lost"
+        )
     return found

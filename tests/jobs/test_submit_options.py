@@ -6,9 +6,7 @@ import ssl
 import subprocess
 import sys
 import threading
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
@@ -23,24 +21,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 JOB = ("render", "--products", 2, "--queries", 1, "--size", 48)
 
 
-def _told(made: RealCluster, name: str) -> dict[str, Any]:
-    """What the job server tells of a job."""
-    ask = urllib.request.Request(  # noqa: S310 - an address of this test
-        f"{made.address}/api/jobs/{name}", headers={"Authorization": f"Bearer {made.token}"}
-    )
-    with urllib.request.urlopen(ask, timeout=60) as reply:  # noqa: S310
-        found: dict[str, Any] = json.load(reply)
-    return found
-
-
 def _name(done: Done) -> str:
     return next(line for line in done.stderr.splitlines() if line.startswith("submitted ")).split()[1]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the job server finds no log of a driver away from the head, for `ray job logs` neither: Ray 2.60, one machine",
-)
 def test_the_driver_runs_where_it_is_told(tmp_path: Path) -> None:
     """By label, by resource, else on the head; and the program is that of a wheel."""
     wheels = tmp_path / "wheels"
@@ -59,7 +43,8 @@ def test_the_driver_runs_where_it_is_told(tmp_path: Path) -> None:
     subprocess.run(build, check=True, timeout=300, capture_output=True)
     (wheel,) = wheels.glob("manet-*.whl")
     with RealCluster() as made:
-        head = next(iter(made.nodes_by_id()))
+        made.wait_for_nodes(1)
+        (head,) = made.nodes_by_id()
         made.add_raylet(2, "--labels=market=on-demand", '--resources={"driver": 1}')
         made.wait_for_nodes(2)
         other = next(each for each in made.nodes_by_id() if each != head)
@@ -72,7 +57,7 @@ def test_the_driver_runs_where_it_is_told(tmp_path: Path) -> None:
             out = tmp_path / f"shop{len(list(tmp_path.iterdir()))}"
             done = submit(made, *flags, *JOB, "--out", out)
             assert summary_of(done)["products"] == 2, done.stderr
-            told = _told(made, _name(done))
+            told = made.told(f"jobs/{_name(done)}")
             assert told["driver_node_id"] == node, flags
             assert ("working_dir" in told["runtime_env"]) == ("--code" not in flags)
         manifest = json.loads((out / "catalog" / "manifest.json").read_text())
@@ -82,7 +67,7 @@ def test_the_driver_runs_where_it_is_told(tmp_path: Path) -> None:
             capture_output=True, text=True, cwd=ROOT, env=made.environ, timeout=120, check=False,
         )  # fmt: skip
         assert summary_of(nobody)["kind"] == "submit"
-        assert _told(made, _name(nobody))["status"] == "PENDING"
+        assert made.told(f"jobs/{_name(nobody)}")["status"] == "PENDING"
 
 
 def test_an_https_address_is_checked(tmp_path: Path) -> None:

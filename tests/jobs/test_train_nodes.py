@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import RAY, RealCluster
+from tests.cluster.market import SpotMarket
+from tests.clusters import RealCluster
 from tests.conftest import ROOT
 from tests.jobs.helpers import checksums, summary_of
 from tests.jobs.test_submit import command_line, submit
 
-NOTICE_S = 12  # between the announcement of a node's end and its end
+NOTICE_S = 15  # between the spot market's notice and the node's end
 TRAIN = ("--pseudo-masks", "classical", "--size", 64, "--train-size", 96, "--saliency-epochs", 1, "--batch-size", 8,
          "--epochs", 2)  # fmt: skip
 
@@ -39,15 +40,6 @@ def _trained(made: RealCluster, out: Path, *flags: object, lose: Callable[[], No
     return said
 
 
-def _announce(made: RealCluster, label: str) -> None:
-    """Tell the cluster that the node with a resource of this name will be gone, as a spot market does."""
-    node = next(each for each in made.nodes_by_id().items() if label in each[1])[0]
-    drain = [RAY, "drain-node", "--address", made.gcs, "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-             "--reason-message", "spot", "--deadline-remaining-seconds", str(NOTICE_S)]  # fmt: skip
-    done = subprocess.run(drain, env=made.environ, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def _history(out: Path) -> list[dict[str, object]]:
     history: list[dict[str, object]] = json.loads((out / "metrics.json").read_text())["history"]
     return history
@@ -56,7 +48,7 @@ def _history(out: Path) -> list[dict[str, object]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_an_announced_loss_costs_a_few_steps_and_changes_no_bit(shop: Path, tmp_path: Path) -> None:
-    """Spot: the node of the only worker will be gone, another one comes."""
+    """The spot market takes the node of the only worker, which `cluster.notices` watches; another one comes."""
     fewshot = tmp_path / "fewshot"
     flags = ("--fewshot", fewshot, "--masks", tmp_path / "masks", "--worker-cpus", 1)
     with RealCluster() as made:
@@ -66,10 +58,16 @@ def test_an_announced_loss_costs_a_few_steps_and_changes_no_bit(shop: Path, tmp_
         summary_of(submit(made, "train", *TRAIN, *flags, "--out", tmp_path / "calm", timeout=400))
 
         def replaced() -> None:
-            _announce(made, "first")
+            market.take(NOTICE_S)
             made.add_raylet(2, '--resources={"second": 1}')
 
-        said = _trained(made, tmp_path / "moved", *flags, lose=replaced)
+        node = next(each for each, resources in made.nodes_by_id().items() if "first" in resources)
+        with SpotMarket() as market:
+            watcher = market.watched(made, node, tmp_path / "lock")
+            try:
+                said = _trained(made, tmp_path / "moved", *flags, lose=replaced)
+            finally:
+                watcher.kill()
     found = re.search(r"going on in epoch (\d) after step (\d+)", said)
     assert found, said  # within an epoch, not at the beginning of one
     assert checksums(tmp_path / "moved", "model") == checksums(tmp_path / "calm", "model")
