@@ -3,7 +3,7 @@
 from collections.abc import Container
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from cluster.artifact import canonical
 from cluster.session import SessionConfig
@@ -21,6 +21,13 @@ def deciding(config: type[BaseModel], *, skip: Container[str]) -> list[str]:
         for name, field in config.model_fields.items()
         if name not in skip and not (isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("how"))
     ]
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}" if place else first["msg"]
 
 
 class JobConfig(SessionConfig):

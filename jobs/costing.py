@@ -33,8 +33,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import split_uri
+from jobs.config import first_fault
 from jobs.estimating import Pool, Step, Stream
-from jobs.rates import Rates, Record, first_fault
+from jobs.rates import Rates, Record
 
 GBIT = 125e6  # bytes
 HOUR = 3600.0
@@ -213,6 +214,11 @@ class Inputs:
             for name, size in sizes.items()
             if size != work.size and given["model_rate" if name == "the model" else "decode_rate"] is None
         ]
+        if model is not None and given["model_rate"] is None:
+            if model.precision:
+                notes.append(f"the model was measured in {model.precision}")
+            if wanted == "cpu" and model.model_cpus not in (0, work.model_cpus):
+                notes.append(f"the model was measured with --model-cpus {model.model_cpus:g}, not {work.model_cpus:g}")
         if rates.index is not None:
             notes.append(f"index: {rates.index.origin}, {rates.index.rows} rows x {rates.index.dim}")
         if rates.coordination is not None:

@@ -17,8 +17,7 @@ from cluster.errors import BadInputError
 from cluster.session import SessionConfig
 from cluster.telemetry import say
 from jobs import compare, evaluate, extract, fewshot, index, report, train
-from jobs.config import JobConfig, how
-from jobs.rates import first_fault
+from jobs.config import JobConfig, first_fault, how
 
 STAGES: dict[str, Any] = {
     "fewshot": fewshot,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.session import available_cpus
 from cluster.storage import split_uri
+from jobs.config import first_fault
 from jobs.make import code
 
 
@@ -47,7 +48,10 @@ class DecodeRate(Record):
 
 
 class ModelRate(Record):
-    """Describing: pictures a second of one worker on one device, bytes that it writes for each, seconds until it works."""
+    """Describing: pictures a second of one worker on one device, bytes that it writes for each, seconds until it works.
+
+    `precision` and `model_cpus` are those of the flags it was measured with; empty and 0 in a file that does not tell.
+    """
 
     origin: Origin
     device: str
@@ -55,6 +59,8 @@ class ModelRate(Record):
     pictures_per_s: float = Field(gt=0)
     descriptor_bytes: float = Field(gt=0)
     start_s: float = Field(ge=0)
+    precision: str = ""
+    model_cpus: float = Field(default=0.0, ge=0)
 
 
 class IndexRate(Record):
@@ -127,13 +133,6 @@ def add_rates(uri: str, found: Rates, flag: str = "--rates") -> None:
     if found.models:
         new["models"] = {**old.models, **found.models}
     store.write(name, old.model_copy(update=new).model_dump_json(indent=1, exclude_none=True).encode())
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place."""
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}" if place else first["msg"]
 
 
 def _cpu_name() -> str:

@@ -95,6 +95,8 @@ def run(config: Config) -> dict[str, Any]:
             pictures_per_s=bare / workers,
             descriptor_bytes=job["write_bytes"] / rows,
             start_s=max(0.0, job["start_up"] - part_s),
+            precision=config.precision,
+            model_cpus=config.model_cpus,
         )
         add_rates(config.rates, Rates(models={device: measured}))
     rates = {"bare_model": bare, "dataloader_loop": loop, "decode_alone": loader, "reads_alone": store}
