@@ -86,17 +86,19 @@ def _active_r_mac(x_BCHW: Tensor, active_BHW: Tensor) -> Tensor:
 
 
 def r_gem(x_BCHW: Tensor, p: float = GEM_P) -> Tensor:
-    """R-MAC with a generalised mean in the place of each region's maximum, [B, C]."""
-    return _units(_units(rmac_regions(*x_BCHW.shape[-2:]).gem(x_BCHW, p)).sum(1))
+    """SR-GeM of a map on which all is salient, [B, C]."""
+    return sr_gem(x_BCHW, torch.ones_like(x_BCHW[:, 0]), p)
 
 
 def sr_gem(x_BCHW: Tensor, salient_BHW: Tensor, p: float = GEM_P) -> Tensor:
-    """SR-MAC with a generalised mean in the place of each region's maximum, [B, C].
+    """SR-MAC with generalised means in the place of maxima, plus the whole map's vector, [B, C].
 
-    Not in the letter: a maximum keeps one cell of a region, a mean of high order all that are nearly as strong.
+    Not in the letter. A maximum keeps one cell of a region, a mean of high order all that are nearly as strong; and of the
+    whole map, whose salient share is small beside a region's on the product, SR-MAC keeps little.
     """
     regions = rmac_regions(*x_BCHW.shape[-2:])
-    return _weighted(regions.gem(x_BCHW, p), _salient_weights(regions, salient_BHW, as_printed=False))
+    total_BC = _weighted(regions.gem(x_BCHW, p), _salient_weights(regions, salient_BHW, as_printed=False))
+    return _units(total_BC + gem(x_BCHW, p))
 
 
 def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:

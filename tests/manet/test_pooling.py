@@ -47,6 +47,8 @@ def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
             total += weight * _unit(peak)
         else:
             total += _unit(weight * peak)
+    if name.endswith("r-gem"):
+        total = _unit(total) + reference("gem", x, salient)
     return _unit(total)
 
 
