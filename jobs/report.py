@@ -121,13 +121,13 @@ def _curves(history: Sequence[dict[str, Any]]) -> str:
         points = [(epoch, row[key]) for epoch, row in zip(epochs, history, strict=True) if key in row]
         if points:
             left.plot(*zip(*points, strict=True), marker="o", label=label)
-    accuracy = [
-        (epoch, row["val_accuracy"]) for epoch, row in zip(epochs, history, strict=True) if "val_accuracy" in row
-    ]
-    if accuracy:
-        right.plot(*zip(*accuracy, strict=True), marker="o", color="tab:green", label="class accuracy, validation")
+    for key, label in (("val_accuracy", "class accuracy, validation"),
+                       ("val_map@7", "MAP@7 of consumer-like views, validation")):  # fmt: skip
+        points = [(epoch, row[key]) for epoch, row in zip(epochs, history, strict=True) if key in row]
+        if points:
+            right.plot(*zip(*points, strict=True), marker="o", label=label)
     left.set_title("losses")
-    right.set_title("accuracy")
+    right.set_title("accuracy and retrieval")
     right.set_ylim(0, 1)
     for axes in (left, right):
         axes.set_xlabel("epoch")

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray.train.torch
 import torch
 from torch.nn import functional as F
 
 from manet.backbone import freeze_early
 from manet.losses import binarise_at_mean, dice_loss, instance_loss, text_loss
+from manet.metrics import pairs_average_precision
 from manet.network import JointStage, MANet, SaliencyStage, TextStage, freeze_statistics
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Steps:
         self._first, self._epochs = plan.span(epoch)
         self._batch, self._steps = plan.batch_of(workers), plan.steps_of(workers)
         module, groups = self._parts(network)
+        self._dtype = getattr(torch, plan.precision)
         self._module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
         self._optimizer = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
@@ -80,6 +83,11 @@ class Steps:
     def _losses(self, batch: Batch) -> Losses:
         """Losses of a batch by name; `loss` is what is minimised."""
         raise NotImplementedError
+
+    def _seen(self, pixels: torch.Tensor) -> Any:  # noqa: ANN401 - of the stage's module
+        """The module's outputs, with its products in the run's number type; weights, losses and sums are float32."""
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self._module(pixels)
 
     def _figures(self, batch: Batch) -> dict[str, float]:
         """Figures of a batch of the validation split, means over its pictures."""
@@ -133,7 +141,7 @@ class Steps:
         return {name: round(total / max(1, part.steps), 5) for name, total in part.sums.items()}
 
     def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
-        """The stage's figures over the validation split (this worker's share of it)."""
+        """The stage's figures over the validation split, the same on every worker."""
         self._module.eval()
         rows, sums = 0, dict[str, float]()
         with torch.inference_mode():
@@ -142,7 +150,10 @@ class Steps:
                 for name, value in self._figures(batch).items():
                     sums[name] = sums.get(name, 0.0) + value * here
                 rows += here
-        return {f"val_{name}": round(total / max(1, rows), 5) for name, total in sums.items()}
+        everyone = of_all_workers((rows, sums))
+        total = max(1, sum(rows for rows, _ in everyone))
+        names = dict.fromkeys(name for _, sums in everyone for name in sums)
+        return {f"val_{name}": round(sum(sums.get(name, 0.0) for _, sums in everyone) / total, 5) for name in names}
 
     def _batches(self, shard: Any, shuffle_seed: int | None = None) -> Iterator[Batch]:  # noqa: ANN401
         shuffle = shuffle_seed is not None
@@ -158,6 +169,7 @@ class Steps:
                 "pixels": batch["pixels"].flatten(0, 1),
                 "mask": batch["mask"].flatten(0, 1),
                 "label": batch["label"].long().repeat_interleave(views),
+                "picture": batch["picture"].long(),
             }
 
     def _schedule(self, step: int) -> None:
@@ -184,11 +196,11 @@ class _Saliency(Steps):
         ]
 
     def _losses(self, batch: Batch) -> Losses:
-        dice = _dice(self._module(batch["pixels"]), batch)
+        dice = _dice(self._seen(batch["pixels"]), batch)
         return {"loss": dice, "dice_loss": dice}
 
     def _figures(self, batch: Batch) -> dict[str, float]:
-        return {"dice_loss": float(self._losses(batch)["dice_loss"])}
+        return {"dice_loss": float(self._losses(_first_views(batch))["dice_loss"])}
 
 
 class _Joint(Steps):
@@ -203,21 +215,24 @@ class _Joint(Steps):
         return JointStage(network), groups
 
     def _losses(self, batch: Batch) -> Losses:
-        saliency, logits, descriptors = self._module(batch["pixels"])
-        dice = _dice(saliency, batch)
-        entropy = F.cross_entropy(logits, batch["label"])
-        losses = {"dice_loss": dice, "cross_entropy": entropy}
-        total = entropy + self._plan.saliency_loss * dice
-        if self._plan.views == 2:
-            losses["instance_loss"] = instance_loss(descriptors.unflatten(0, (-1, 2)))
-            total = total + self._plan.instance_loss * losses["instance_loss"]
-        return {"loss": total, **losses}
+        return joint_losses(self._seen(batch["pixels"]), batch, self._plan)
 
     def _figures(self, batch: Batch) -> dict[str, float]:
-        saliency, logits, _ = self._module(batch["pixels"])
-        dice = _dice(saliency, batch)
-        right = (logits.argmax(1) == batch["label"]).float().mean()
+        """Of the pictures as they are; what their views are for: `validate`."""
+        saliency, logits, descriptors = self._seen(batch["pixels"])
+        self._pairs.append(descriptors.float().cpu().numpy())
+        as_they_are = _first_views(batch)
+        dice = _dice(saliency[::2], as_they_are)
+        right = (logits[::2].argmax(1) == as_they_are["label"]).float().mean()
         return {"dice_loss": float(dice), "accuracy": float(right)}
+
+    def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
+        """Also MAP@7 of a view like a consumer's photo of each picture of the split, searched among them all."""
+        self._pairs: list[Any] = []
+        found = super().validate(shard)
+        pairs = [each for theirs in of_all_workers(self._pairs) for each in theirs]
+        views = np.concatenate(pairs) if pairs else np.empty((0, 1), np.float32)
+        return {**found, "val_map@7": round(pairs_average_precision(views[1::2], views[::2]), 5)}
 
 
 class _Text(Steps):
@@ -233,7 +248,7 @@ class _Text(Steps):
         ]
 
     def _losses(self, batch: Batch) -> Losses:
-        logits = self._module(batch["pixels"])
+        logits = self._seen(batch["pixels"])
         loss = text_loss(logits[:, 0], _like(batch["mask"], logits) / 255)
         return {"loss": loss, "text_loss": loss}
 
@@ -247,6 +262,56 @@ def stage_of(
     """The steps of an epoch's stage."""
     kinds = {"saliency": _Saliency, "joint": _Joint, "text": _Text}
     return kinds[plan.stage(epoch)](network, plan, epoch, workers, device, moments)
+
+
+def _first_views(batch: Batch) -> Batch:
+    """The first view of every picture."""
+    views = len(batch["label"]) // len(batch["picture"])
+    return {name: values if name == "picture" else values[::views] for name, values in batch.items()}
+
+
+def joint_losses(seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: Batch, plan: "Plan") -> Losses:
+    """Losses of the joint stage. The mean of the workers' gradients is that of one worker that has all their pictures.
+
+    Args:
+        seen: outputs of `JointStage`: saliency, logits, descriptors.
+        batch: this worker's pictures.
+        plan: its weights and views.
+    """
+    saliency, logits, descriptors = seen
+    dice = _dice(saliency, batch)
+    entropy = F.cross_entropy(logits.float(), batch["label"])
+    losses = {"dice_loss": dice, "cross_entropy": entropy}
+    total = entropy + plan.saliency_loss * dice
+    if plan.views == 2:
+        everyones, pictures = _beside_the_others(descriptors.reshape(-1, 2, descriptors.shape[1]), batch["picture"])
+        instance = instance_loss(everyones, pictures)
+        losses["instance_loss"] = instance
+        share = len(pictures) // len(
+            batch["picture"]
+        )  # the others' gradients of it are theirs; the mean divides by as many
+        total = total + plan.instance_loss * share * instance
+    return {"loss": total, **losses}
+
+
+def _beside_the_others(own_BVC: torch.Tensor, picture_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Descriptors and picture numbers of all workers, in their order; only this worker's carry a gradient."""
+    if not torch.distributed.is_initialized() or (workers := torch.distributed.get_world_size()) == 1:
+        return own_BVC, picture_B
+    descriptors, pictures = ([torch.empty_like(each) for _ in range(workers)] for each in (own_BVC, picture_B))
+    torch.distributed.all_gather(descriptors, own_BVC.detach().contiguous())
+    torch.distributed.all_gather(pictures, picture_B)
+    descriptors[torch.distributed.get_rank()] = own_BVC
+    return torch.cat(descriptors), torch.cat(pictures)
+
+
+def of_all_workers(own: Any) -> list[Any]:  # noqa: ANN401 - anything that pickles
+    """What every worker has, in their order."""
+    if not torch.distributed.is_initialized() or (workers := torch.distributed.get_world_size()) == 1:
+        return [own]
+    found: list[Any] = [None] * workers
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def _dice(saliency_B1hw: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -18,7 +18,7 @@ writes `saliency.safetensors`, for --saliency-weights.
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -96,6 +96,14 @@ class Config(JobConfig):
     """Weight of the instance loss in the joint stage (two views of a picture against all others of the batch); 0: off."""
     frozen_stride: int = Field(default=4, ge=0)
     """Layers of the pretrained networks up to this stride are left as they are (edges, colours); 0: all learn."""
+    balance: float = Field(default=0.0, ge=0, le=1)
+    """How far categories of different sizes are brought together: 0, each picture is shown once an epoch; 1, each category
+    equally often, in an epoch as long."""
+    patience: int = Field(default=0, ge=0)
+    """Early stopping: epochs of the last stage without a better one by the validation split (of the joint stage MAP@7 of
+    consumer-like views), after which it ends; the model is that of the best epoch. 0: all epochs, and the last one's model."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the networks' passes in training; weights, losses and sums are float32."""
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation, order and augmentation."""
     workers: int = how(1, ge=1)
@@ -150,6 +158,7 @@ def run(config: Config) -> dict[str, Any]:
                 init=init,
                 train_rows=sum(part.rows for part in masks.parts("masks-train-")),
                 categories=tuple(category["name"] for category in categories),
+                pictures=tuple(category["pictures"] for category in categories),
                 **{
                     name: getattr(config, name)
                     for name in Plan.model_fields

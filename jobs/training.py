@@ -13,6 +13,7 @@ import json
 import math
 import tempfile
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -22,16 +23,14 @@ from pydantic import BaseModel, ConfigDict
 from cluster.artifact import Artifact
 from cluster.errors import BadInputError, ClusterError, JobFailedError
 from cluster.session import beside_driver, cluster_cpus, quiet, require_resources, wait_for_room
-from cluster.storage import arrow_filesystem
+from cluster.storage import Store, arrow_filesystem, open_store
 from cluster.streams import alive_nodes, configure_data
 from cluster.telemetry import Meter, say
 from jobs.inputs import fetch_weights, local_copy
 from jobs.memory import FOR_TRAINING
-from jobs.parquet import read_parquet
-from jobs.pictures import load_picture
+from jobs.views import DECODE_CPUS, open_clock, stream_of
 from manet.config import NetworkConfig
-from manet.errors import ManetError, PictureError
-from manet.images import PictureConfig
+from manet.errors import ManetError
 from manet.network import InitialWeights
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 Branch = Literal["all", "saliency", "text"]
 Stage = Literal["saliency", "joint", "text"]
 ASK_STEPS = 4  # steps between two looks for an announced loss of a node
-DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 _MOMENTS = "optimizer.safetensors"
 _POSITION = "position.json"
 
@@ -59,6 +57,7 @@ class Plan(BaseModel):
     init: Artifact | None
     train_rows: int
     categories: tuple[str, ...]
+    pictures: tuple[int, ...]
     train_size: int
     saliency_epochs: int
     epochs: int
@@ -70,6 +69,9 @@ class Plan(BaseModel):
     saliency_loss: float
     instance_loss: float
     frozen_stride: int
+    balance: float
+    patience: int
+    precision: Literal["float32", "bfloat16"]
     seed: int
     workers: int
     workers_min: int
@@ -89,6 +91,38 @@ class Plan(BaseModel):
     def views(self) -> int:
         """Augmented views of a training picture in one batch: two where the instance loss compares them."""
         return 2 if self.branch == "all" and self.instance_loss > 0 and self.epochs > 0 else 1
+
+    @property
+    def judged_by(self) -> tuple[str, int]:
+        """The figure of the last stage that says which epoch is the best, and 1 where more is better, else -1."""
+        last = self.stage(self.saliency_epochs + self.epochs - 1)
+        return {"saliency": ("val_dice_loss", -1), "joint": ("val_map@7", 1), "text": ("val_text_loss", -1)}[last]
+
+    def score(self, row: Mapping[str, Any]) -> float:
+        """How good an epoch is, by that figure; those of another stage are behind all."""
+        name, sign = self.judged_by
+        return (
+            sign * float(row[name]) if row.get("stage") == self.stage(self.saliency_epochs + self.epochs - 1) else -1e9
+        )
+
+    def is_over(self, history: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the last stage has gone on for `patience` epochs without a better one."""
+        scores = [self.score(row) for row in history]
+        return (
+            self.patience > 0
+            and bool(scores)
+            and max(scores) > -1e9
+            and len(scores) - 1 - int(np.argmax(scores)) >= self.patience
+        )
+
+    @property
+    def repeats(self) -> tuple[float, ...]:
+        """How often a picture of each category is shown in an epoch, on average: its category's size to the power -`balance`,
+        so that the epoch is as long as it was.
+        """
+        sizes = np.maximum(1.0, np.array(self.pictures or (1,), float))
+        weights = sizes**-self.balance
+        return tuple((weights * sizes.sum() / (weights * sizes).sum()).tolist())
 
     def stage(self, epoch: int) -> Stage:
         """What is trained in an epoch."""
@@ -126,8 +160,8 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
 
     configure_data()
     quiet("ray.train")
-    progress, clock = Queue(actor_options=beside_driver()), _open_clock()
-    listener = threading.Thread(target=_listen, args=(progress, meter), daemon=True)
+    progress, clock = Queue(actor_options=beside_driver()), open_clock()
+    listener = threading.Thread(target=_listen, args=(progress, meter, open_store(checkpoints)), daemon=True)
     listener.start()
     try:
         failures = 0
@@ -151,9 +185,13 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             ray.kill(clock)
     if result.error is not None or result.checkpoint is None:
         raise JobFailedError(f"training failed: {result.error or 'no epoch was finished'}")
-    with result.checkpoint.as_directory() as folder:
+    best = result.checkpoint
+    if plan.patience:
+        best = max(result.best_checkpoints, key=lambda pair: float(pair[1]["score"]))[0]
+    with best.as_directory() as folder:
         for name in ("model.safetensors", "config.json"):
             (into / name).write_bytes((Path(folder) / name).read_bytes())
+    with result.checkpoint.as_directory() as folder:
         history: list[dict[str, Any]] = json.loads((Path(folder) / _POSITION).read_text())["history"]
     return history
 
@@ -191,6 +229,7 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
     in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
     elastic = plan.workers_min < plan.workers
     failures = {"controller_failure_limit": 2, "max_preemption_failures": 0} if elastic else {}
+    by_score = {"checkpoint_score_attribute": "score", "checkpoint_score_order": "max"} if plan.patience else {}
     return TorchTrainer(
         _loop,
         train_loop_config={"plan": plan, "progress": progress, "clock": clock},
@@ -205,9 +244,9 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=cast(Any, ray.train.FailureConfig)(max_failures=0 if elastic else plan.retries, **failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=cast(Any, ray.train.CheckpointConfig)(num_to_keep=2, **by_score),
         ),
-        datasets={split: _stream(masks, split, plan, clock) for split in ("train", "val")},
+        datasets={split: stream_of(masks, split, plan, clock) for split in ("train", "val")},
         dataset_config=ray.train.DataConfig(execution_options=in_order),
     )
 
@@ -226,101 +265,31 @@ def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptio
     )
 
 
-def _listen(progress: Any, meter: Meter) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily
-    """On the driver: steps done in all, and the figures of finished epochs, until None comes."""
+def _listen(progress: Any, meter: Meter, store: Store) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily
+    """On the driver: steps done in all, and the figures of finished epochs, until None comes; these also for TensorBoard."""
     import ray.exceptions
+    from tensorboardX import SummaryWriter
 
-    with contextlib.suppress(ray.exceptions.RayError):  # the session was stopped
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.suppress(ray.exceptions.RayError),
+    ):  # the session was stopped
+        events = SummaryWriter(scratch)
         while (news := progress.get()) is not None:
             if isinstance(news, int):
                 meter.advance(news - meter.done)
-            else:
-                say("train: " + ", ".join(f"{name} {value}" for name, value in news.items()))
-
-
-def _open_clock() -> Any:  # noqa: ANN401 - a handle of a Ray actor
-    """An actor that knows the epoch. A stream of Ray Data counts how often it was played, but anew after a restart."""
-    import ray
-
-    class Clock:
-        def __init__(self) -> None:
-            self._epoch = 0
-
-        def set(self, epoch: int) -> None:
-            self._epoch = epoch
-
-        def get(self) -> int:
-            return self._epoch
-
-    return ray.remote(**beside_driver())(Clock).remote()
-
-
-def _stream(masks: Artifact, split: str, plan: Plan, clock: Any) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
-    """A Ray Data stream of one split: `pixels` [V, S, S, 3], `mask` [V, S, S], `label`; V augmented views for training, else
-    the picture as it is.
-    """
-    import ray
-
-    parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
-    rows = [{"part": part.name, "at": at} for at, part in enumerate(parts)]
-    return ray.data.from_items(rows, override_num_blocks=len(parts)).map_batches(
-        cast(Any, _decode),
-        batch_size=1,
-        fn_args=(masks, plan, split == "train", clock),
-        num_cpus=DECODE_CPUS,
-    )
-
-
-def _decode(
-    batch: dict[str, Any],
-    masks: Artifact,
-    plan: Plan,
-    augment: bool,
-    clock: Any,  # noqa: ANN401 - a handle of a Ray actor
-) -> dict[str, Any]:
-    import cv2
-    import ray
-    import torch
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    cut = plan.branch == "text"  # letters are cut out, not made small
-    size = plan.network.pictures.size if cut else plan.train_size
-    draws = np.random.SeedSequence((plan.seed, ray.get(clock.get.remote()), int(batch["at"][0])))
-    torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
-    part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
-    pixels, grey, labels = [], [], []
-    for row in read_parquet(masks.read(part)).to_pylist():
-        picture = load_picture(row["uri"], PictureConfig(size=size))
-        if isinstance(picture, PictureError):
-            raise JobFailedError(f"{row['uri']} was usable when the masks were made and is not now: {picture.detail}")
-        pixels.append(picture)
-        mask = cv2.imdecode(np.frombuffer(row["mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
-        grey.append(cv2.resize(mask, (size, size)))
-        labels.append(row["label"])
-    kinds = [(np.stack(pixels), np.stack(grey))]
-    if augment:
-        kinds = [_augmented(pixels, grey, plan) for _ in range(plan.views)]
-    return {
-        "pixels": np.stack([pictures for pictures, _ in kinds], 1),
-        "mask": np.stack([masks for _, masks in kinds], 1),
-        "label": np.array(labels, np.int64),
-    }
-
-
-def _augmented(pixels: list[Any], grey: list[Any], plan: Plan) -> tuple[Any, Any]:
-    """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]; for the text branch with words over it."""
-    import torch
-
-    from manet.augment import consumer_view
-    from manet.lettering import lettered_view
-
-    if plan.branch == "text":
-        views = [lettered_view(*two, plan.train_size) for two in zip(pixels, grey, strict=True)]
-    else:
-        others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
-        views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
-    return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])
+                continue
+            say("train: " + ", ".join(f"{name} {value}" for name, value in news.items()))
+            if "epoch" not in news:
+                continue
+            for name, value in news.items():
+                if isinstance(value, float):
+                    events.add_scalar(f"{news['stage']}/{name}", value, news["epoch"])
+            events.flush()
+            for file in Path(scratch).iterdir():
+                with contextlib.suppress(ClusterError):  # the figures are in metrics.json too
+                    store.write(f"tensorboard/{file.name}", file.read_bytes())
+        events.close()
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -346,6 +315,8 @@ def _loop(config: dict[str, Any]) -> None:
         tell({"going on": f"in epoch {len(history)} after step {part.steps}"})
     stage: Steps | None = None
     losses_of_nodes = _Announced()
+    if not part.steps and plan.is_over(history):
+        return
     for epoch in range(len(history), plan.saliency_epochs + plan.epochs):
         if stage is None or plan.stage(epoch) != plan.stage(epoch - 1):
             stage = stage_of(network, plan, epoch, workers, device, moments)
@@ -362,6 +333,8 @@ def _loop(config: dict[str, Any]) -> None:
         history.append({"epoch": epoch, "stage": plan.stage(epoch), "workers": workers, **row})
         tell(history[-1])
         _report(network, plan, history, part, stage.moments() if first and plan.goes_on(epoch + 1) else {})
+        if plan.is_over(history):
+            break
 
 
 class _Announced:
@@ -433,4 +406,6 @@ def _report(
             (Path(scratch) / _POSITION).write_text(json.dumps({"history": history, "part": vars(part)}))
             save_file(moments, Path(scratch) / _MOMENTS)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
-        ray.train.report(history[-1] if history else {}, checkpoint=checkpoint)
+        ended = bool(history) and not part.steps
+        score = {"score": plan.score(history[-1]) if ended else -1e9}
+        ray.train.report({**(history[-1] if history else {}), **score}, checkpoint=checkpoint)

@@ -40,13 +40,14 @@ def dice_loss(predicted_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
     return 1 - torch.where(empty_B, torch.ones_like(score_B), score_B).mean()
 
 
-def instance_loss(descriptor_BVC: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def instance_loss(descriptor_BVC: Tensor, picture_B: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Normalised temperature-scaled cross-entropy over views (NT-Xent, Chen et al. 2020, SimCLR), a scalar.
 
-    Each view shall be nearer to the other view of its own picture than to any view of another picture.
+    Each view shall be nearer to the other view of its own row than to any view of another picture.
 
     Args:
         descriptor_BVC: unit-length descriptors, [B, 2, C].
+        picture_B: number of each row's picture; rows of one picture are not held against each other.
         temperature: divides the similarities.
 
     Raises:
@@ -57,9 +58,11 @@ def instance_loss(descriptor_BVC: Tensor, temperature: float = TEMPERATURE) -> T
         raise ValueError(f"{views} views of a picture; the instance loss compares 2")
     flat = descriptor_BVC.reshape(pictures * views, channels).float()
     similarity = flat @ flat.T / temperature
-    itself = torch.eye(len(flat), dtype=torch.bool, device=flat.device)
-    other_view = torch.arange(len(flat), device=flat.device) ^ 1
-    return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), other_view)
+    row = torch.arange(len(flat), device=flat.device)
+    other_view = row ^ 1
+    picture = picture_B.repeat_interleave(views)
+    left_out = (picture[:, None] == picture) & (row != other_view[:, None])
+    return F.cross_entropy(similarity.masked_fill(left_out, float("-inf")), other_view)
 
 
 def text_loss(logits_BHW: Tensor, map_BHW: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Retrieval metrics. Source: METHOD.md "MAP@7"."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from manet.errors import InputError
 
 BOOTSTRAPS = 1000
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def average_precision(ranked: Sequence[str], relevant: Collection[str], k: int = 7) -> float:
@@ -29,6 +31,23 @@ def _precision_sum(ranked: Sequence[str], relevant: Collection[str], k: int) -> 
             hits += 1
             total += hits / rank
     return total, hits
+
+
+def pairs_average_precision(query_NC: Vectors, gallery_NC: Vectors, k: int = 7) -> float:
+    """MAP@k of pairs: row i of the gallery is the one answer to query i, so that it is the mean of 1 / rank, or of 0 beyond k.
+
+    Args:
+        query_NC: unit-length descriptors.
+        gallery_NC: as many; those as near as the right one stand before it.
+        k: answers that are looked at.
+    """
+    scores = []
+    for start in range(0, len(query_NC), 1024):
+        similarity = query_NC[start : start + 1024] @ gallery_NC.T
+        own = np.diagonal(similarity, start)[:, None]
+        rank = (similarity >= own).sum(1)
+        scores.append(np.where(rank <= k, 1 / rank, 0.0))
+    return float(np.concatenate(scores).mean()) if scores else 0.0
 
 
 def drop_self(ranked: Sequence[str], query: str, k: int) -> list[str]:

@@ -65,7 +65,7 @@ class Regions:
             low, right = top + side, left + side
             inside = total[:, low, right] - total[:, top, right] - total[:, low, left] + total[:, top, left]
             means.append(inside / side**2)
-        return torch.stack(means, 1).to(torch.float32)
+        return torch.stack(means, 1).float()
 
     def _check(self, x: Tensor) -> None:
         if tuple(x.shape[-2:]) != (self.height, self.width):

@@ -1,7 +1,9 @@
 """What the tests of commands share: their summary line, their one-line errors, the checksums that they left."""
 
 import json
+import struct
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from cluster.artifact import open_artifact
@@ -34,3 +36,18 @@ def checksums(uri: object, kind: str = "descriptors") -> dict[str, str]:
     artifact = open_artifact(str(uri), kind)
     artifact.verify()
     return {part.name: part.sha256 for part in artifact.manifest.parts}
+
+
+def scalars(events: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a TensorBoard file holds: name -> (step, value) in order."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, at = events.read_bytes(), 0
+    found: dict[str, list[tuple[int, float]]] = {}
+    while at < len(data):  # a record: length, its checksum, the event, its checksum
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+        at += length + 16
+    return found

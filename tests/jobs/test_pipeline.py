@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
-from tests.jobs.helpers import Done, assert_refused, summary_of
+from tests.jobs.helpers import Done, assert_refused, scalars, summary_of
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = (
@@ -49,6 +49,11 @@ def test_training_says_its_epochs(piped: tuple[Path, Done]) -> None:
     assert [(row["epoch"], row["stage"]) for row in history] == [(0, "saliency"), (1, "joint")]
     assert all(0 < row["dice_loss"] < 1 for row in history)
     assert history[1]["cross_entropy"] > 0
+    assert 0 < history[1]["val_map@7"] <= 1
+    (events,) = (out / "model" / "checkpoints").glob("*/tensorboard/events*")  # of the joint stage's own run
+    ((epoch, value),) = scalars(events)["joint/val_map@7"]
+    assert epoch == 1
+    assert value == pytest.approx(history[1]["val_map@7"])
     config = json.loads((out / "model" / "config.json").read_text())
     assert config["network"]["pictures"]["size"] == 96
     assert len(config["categories"]) == config["network"]["classes"] > 10

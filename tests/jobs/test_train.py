@@ -149,3 +149,24 @@ def test_the_same_command_trains_the_same_model(manet: Run, fewshot: Path, tmp_p
     other = summary_of(manet(*command, tmp_path / "three", "--seed", 1, timeout=280))
     assert other["epochs"] == 3
     assert checksums(tmp_path / "one", "model") != checksums(tmp_path / "three", "model")
+
+
+@pytest.mark.slow
+def test_training_that_gets_worse_ends_and_keeps_its_best_epoch(manet: Run, fewshot: Path, tmp_path: Path) -> None:
+    """At a rate that spoils the network; in bfloat16, with balanced categories."""
+    out = tmp_path / "model"
+    flags = ["--pseudo-masks", "classical", "--size", 64, "--train-size", 64, "--batch-size", 16, "--lr", 0.3]
+    flags += ["--saliency-epochs", 1, "--epochs", 9, "--patience", 1, "--precision", "bfloat16", "--balance", 1]
+    done = manet("train", "--fewshot", fewshot, *flags, "--out", out, timeout=400)
+    summary_of(done)
+    history = json.loads((out / "metrics.json").read_text())["history"]
+    scores = [row["val_map@7"] for row in history[1:]]
+    assert len(scores) < 9
+    assert scores[-1] <= max(scores[:-1])
+    best = [
+        folder
+        for folder in (out / "checkpoints").glob("*/run/checkpoint_*")
+        if len(json.loads((folder / "position.json").read_text())["history"]) == 2 + scores.index(max(scores))
+    ]
+    assert (best[0] / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert checksums(out, "model")  # committed

@@ -46,8 +46,21 @@ def test_the_instance_loss_against_loops() -> None:
             others = [(p, v) for p in range(5) for v in range(2) if (p, v) != (picture, view)]
             scores = {key: np.exp(d[picture, view] @ d[key] / 0.2) for key in others}
             losses.append(-np.log(scores[picture, 1 - view] / sum(scores.values())))
-    assert instance_loss(torch.tensor(d), 0.2).item() == pytest.approx(np.mean(losses), abs=1e-5)
+    number = torch.arange(5)
+    assert instance_loss(torch.tensor(d), number, 0.2).item() == pytest.approx(np.mean(losses), abs=1e-5)
     same = torch.nn.functional.one_hot(torch.arange(5), 8).float()[:, None].expand(5, 2, 8)
-    assert instance_loss(same).item() < 0.001 < instance_loss(same.roll(1, 0) + torch.eye(8)[5:7]).item()
+    assert instance_loss(same, number).item() < 0.001
+    assert instance_loss(same.roll(1, 0) + torch.eye(8)[5:7], number).item() > 0.001
     with pytest.raises(ValueError, match="3 views"):
-        instance_loss(torch.zeros(2, 3, 4))
+        instance_loss(torch.zeros(2, 3, 4), number)
+
+
+def test_a_picture_that_is_shown_twice_is_not_held_against_itself() -> None:
+    d = torch.nn.functional.normalize(torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    twice, number = torch.cat([d, d[:1]]), torch.tensor([0, 1, 2, 3, 0])
+    flat = twice.reshape(10, 8)
+    losses = []
+    for row in range(10):
+        others = [other for other in range(10) if other == row ^ 1 or number[other // 2] != number[row // 2]]
+        losses.append(torch.logsumexp(flat[others] @ flat[row] / 0.1, 0) - flat[row ^ 1] @ flat[row] / 0.1)
+    assert instance_loss(twice, number).item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)

@@ -8,6 +8,7 @@ from manet.metrics import (
     bootstrap_interval,
     drop_self,
     paired_interval,
+    pairs_average_precision,
     retrieval_metrics,
 )
 
@@ -65,3 +66,17 @@ def test_the_paired_interval_knows_which_is_better() -> None:
     assert 0.4 < low < 0.5 < high < 0.6
     assert paired_interval(half, half, relevant) == (0, 0, 0)
     assert paired_interval({}, good, relevant) == (-1, -1, -1)
+
+
+def test_pairs_are_ranked_like_lists() -> None:
+    rng = np.random.default_rng(0)
+    gallery = rng.normal(size=(40, 8)).astype(np.float32)
+    queries = (gallery + rng.normal(scale=1.2, size=gallery.shape)).astype(np.float32)
+    ranked = {str(i): [str(j) for j in np.argsort(-(gallery @ query))] for i, query in enumerate(queries)}
+    scores = [average_precision(ranks, {query}) for query, ranks in ranked.items()]
+    assert 0 < np.mean(scores) < 1
+    assert pairs_average_precision(queries, gallery) == pytest.approx(np.mean(scores), abs=1e-6)
+    assert (
+        pairs_average_precision(np.ones((9, 2), np.float32), np.ones((9, 2), np.float32)) == 0
+    )  # all alike: nothing is found
+    assert pairs_average_precision(queries[:0], gallery[:0]) == 0

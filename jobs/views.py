@@ -1,0 +1,120 @@
+"""Training pictures as a Ray Data stream: decoded anew in every epoch, shown as often as the run's balance says, augmented.
+
+The `masks` artifact says which pictures there are. No worker holds the set; what is drawn follows from the run's seed, the epoch
+and the part of the artifact, so that the same run again sees the same batches.
+"""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from cluster.artifact import Artifact
+from cluster.errors import JobFailedError
+from cluster.session import beside_driver
+from jobs.masks import UNIT_ROWS
+from jobs.parquet import read_parquet
+from jobs.pictures import load_picture
+from manet.errors import PictureError
+from manet.images import PictureConfig
+
+if TYPE_CHECKING:
+    from jobs.training import Plan
+
+DECODE_CPUS = 0.25  # of one task that decodes and augments a part
+
+
+def open_clock() -> Any:  # noqa: ANN401 - a handle of a Ray actor
+    """An actor that knows the epoch. A stream of Ray Data counts how often it was played, but anew after a restart."""
+    import ray
+
+    class Clock:
+        def __init__(self) -> None:
+            self._epoch = 0
+
+        def set(self, epoch: int) -> None:
+            self._epoch = epoch
+
+        def get(self) -> int:
+            return self._epoch
+
+    return ray.remote(**beside_driver())(Clock).remote()
+
+
+def stream_of(masks: Artifact, split: str, plan: "Plan", clock: Any) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
+    """A Ray Data stream of one split: `pixels` [V, S, S, 3], `mask` [V, S, S], `label`, `picture` (its number in the split).
+
+    For training V augmented views, others in every epoch. For validation the picture as it is and, where the joint stage
+    is trained, one augmented view, always the same.
+    """
+    import ray
+
+    parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
+    rows = [{"part": part.name, "at": at} for at, part in enumerate(parts)]
+    return ray.data.from_items(rows, override_num_blocks=len(parts)).map_batches(
+        cast(Any, _decode),
+        batch_size=1,
+        fn_args=(masks, plan, split == "train", clock),
+        num_cpus=DECODE_CPUS,
+    )
+
+
+def _decode(
+    batch: dict[str, Any],
+    masks: Artifact,
+    plan: "Plan",
+    augment: bool,
+    clock: Any,  # noqa: ANN401 - a handle of a Ray actor
+) -> dict[str, Any]:
+    import cv2
+    import ray
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    cut = plan.branch == "text"  # letters are cut out, not made small
+    size = plan.network.pictures.size if cut else plan.train_size
+    at = int(batch["at"][0])
+    draws = np.random.SeedSequence((plan.seed, ray.get(clock.get.remote()) if augment else 0, at))
+    torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
+    part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
+    rows = read_parquet(masks.read(part)).to_pylist()
+    shown = np.arange(len(rows))
+    if augment and plan.balance:
+        often = np.array([plan.repeats[row["label"]] for row in rows])
+        shown = np.repeat(shown, np.floor(often + np.random.default_rng(draws).random(len(rows))).astype(int))
+        shown = shown if len(shown) else np.arange(1)
+    pixels, grey, labels = [], [], []
+    for row in (rows[place] for place in shown):
+        picture = load_picture(row["uri"], PictureConfig(size=size))
+        if isinstance(picture, PictureError):
+            raise JobFailedError(f"{row['uri']} was usable when the masks were made and is not now: {picture.detail}")
+        pixels.append(picture)
+        mask = cv2.imdecode(np.frombuffer(row["mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        grey.append(cv2.resize(mask, (size, size)))
+        labels.append(row["label"])
+    if augment:
+        kinds = [_augmented(pixels, grey, plan) for _ in range(plan.views)]
+    else:
+        kinds = [(np.stack(pixels), np.stack(grey))]
+        kinds += [_augmented(pixels, grey, plan)] if plan.branch == "all" and plan.epochs else []
+    return {
+        "pixels": np.stack([pictures for pictures, _ in kinds], 1),
+        "mask": np.stack([masks for _, masks in kinds], 1),
+        "label": np.array(labels, np.int64),
+        "picture": at * UNIT_ROWS + shown,
+    }
+
+
+def _augmented(pixels: list[Any], grey: list[Any], plan: "Plan") -> tuple[Any, Any]:
+    """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]; for the text branch with words over it."""
+    import torch
+
+    from manet.augment import consumer_view
+    from manet.lettering import lettered_view
+
+    if plan.branch == "text":
+        views = [lettered_view(*two, plan.train_size) for two in zip(pixels, grey, strict=True)]
+    else:
+        others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
+        views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
+    return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])

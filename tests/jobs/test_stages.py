@@ -1,0 +1,107 @@
+"""What a step computes: over several workers, and how a run's epochs are chosen."""
+
+import functools
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from jobs.stages import joint_losses
+from jobs.training import Plan
+from manet.config import NetworkConfig
+from manet.images import PictureConfig
+from manet.network import InitialWeights, JointStage, MANet, initial
+
+ROWS = 4
+PLAN: dict[str, Any] = {
+    "branch": "all", "network": NetworkConfig(), "weights": InitialWeights(backbone="random", saliency="random"),
+    "init": None, "train_rows": 100, "categories": ("a", "b"), "pictures": (80, 20), "train_size": 64,
+    "saliency_epochs": 1, "epochs": 3, "batch_size": 4, "saliency_lr": 1e-3, "lr": 1e-3, "head_lr": 1e-3,
+    "weight_decay": 0, "saliency_loss": 0.7, "instance_loss": 1.3, "frozen_stride": 0, "balance": 0, "patience": 0,
+    "precision": "float32", "seed": 0, "workers": 1, "workers_min": 1, "worker_cpus": 1, "worker_gpus": 0, "retries": 0,
+}  # fmt: skip
+
+
+def _network() -> MANet:
+    torch.manual_seed(0)
+    config = NetworkConfig(classes=3, saliency_size=64, pictures=PictureConfig(size=64))
+    return initial(config, InitialWeights(backbone="random", saliency="random")).eval()
+
+
+def _batch(rows: slice) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (ROWS, 2, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    mask = torch.randint(0, 256, (ROWS, 2, 64, 64), generator=generator, dtype=torch.uint8)
+    label = torch.tensor([0, 2, 1, 2])
+    return {
+        "pixels": pixels[rows].flatten(0, 1), "mask": mask[rows].flatten(0, 1),
+        "label": label[rows].repeat_interleave(2), "picture": torch.tensor([5, 6, 7, 6])[rows],
+    }  # fmt: skip
+
+
+def _gradients(module: nn.Module, network: MANet, rows: slice) -> tuple[float, np.ndarray[Any, Any]]:
+    batch = _batch(rows)
+    losses = joint_losses(module(batch["pixels"]), batch, Plan(**PLAN))
+    torch.autograd.backward(losses["loss"])
+    found = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert len(found) > 300
+    return float(losses["instance_loss"].detach()), torch.cat([each.flatten() for each in found]).numpy()
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # the code's casts, in this process
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    network = _network().double()
+    module = nn.parallel.DistributedDataParallel(JointStage(network), find_unused_parameters=True)
+    loss, gradients = _gradients(module, network, slice(rank * 2, rank * 2 + 2))
+    np.savez(f"{folder}/{rank}.npz", loss=loss, gradients=gradients)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_have_the_gradients_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the batch each, under DDP: to 1e-9 of the largest in float64; batch norms with fixed statistics."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_worker, args=(rank, str(tmp_path))) for rank in range(2)]
+    for each in workers:
+        each.start()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    network = _network().double()
+    loss, wanted = _gradients(JointStage(network), network, slice(0, ROWS))
+    for each in workers:
+        each.join(120)
+        assert each.exitcode == 0
+    found = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    scale = np.abs(wanted).max()
+    for each in found:
+        assert float(each["loss"]) == pytest.approx(loss, rel=1e-12)
+        np.testing.assert_allclose(each["gradients"] / scale, wanted / scale, atol=1e-9)
+
+
+def test_categories_are_brought_together() -> None:
+    plan = functools.partial(Plan, **{key: value for key, value in PLAN.items() if key != "balance"})
+    assert plan(balance=0).repeats == pytest.approx((1, 1))
+    assert plan(balance=1).repeats == pytest.approx((50 / 80, 50 / 20))  # of 100 shown, 50 of each
+    half = plan(balance=0.5).repeats
+    assert half[0] * 80 + half[1] * 20 == pytest.approx(100)
+    assert half[0] * 80 / (half[1] * 20) == pytest.approx(2)
+
+
+def test_training_stops_when_the_last_stage_gets_no_better() -> None:
+    def rows(*scores: float) -> list[dict[str, Any]]:
+        return [{"stage": "saliency", "val_dice_loss": 0.1}, *({"stage": "joint", "val_map@7": s} for s in scores)]
+
+    plan = Plan(**{**PLAN, "patience": 2})
+    assert not plan.is_over(rows())
+    assert not plan.is_over(rows(0.5, 0.4))
+    assert plan.is_over(rows(0.5, 0.4, 0.5))
+    assert not plan.is_over(rows(0.5, 0.4, 0.6))
+    assert not Plan(**PLAN).is_over(rows(0.5, 0.4, 0.3, 0.2))
+    only = Plan(**{**PLAN, "patience": 1, "branch": "saliency", "epochs": 0, "saliency_epochs": 4})
+    losses: list[dict[str, Any]] = [{"stage": "saliency", "val_dice_loss": loss} for loss in (0.3, 0.2, 0.25)]
+    assert not only.is_over(losses[:2])
+    assert only.is_over(losses)
