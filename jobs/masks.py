@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.errors import BadInputError, ClusterError
 from cluster.storage import Store
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
@@ -21,10 +22,12 @@ from jobs.inputs import fetch_weights
 from jobs.parquet import parquet_bytes, read_parquet
 from jobs.pictures import Picture, check_rejects, fetch_picture, reject_row
 from manet.errors import PictureError
-from manet.images import PictureConfig
+from manet.images import PictureConfig, decode
 from manet.tables import REJECTS
 
 MapKind = Literal["saliency", "text"]
+Mapper = Callable[[str, Picture], Picture]  # image_id and picture -> its map, grey, uint8
+RENDERED = "rendered"  # in place of a network: the exact masks of a catalogue that `manet render` made
 CLAIMS: dict[MapKind, tuple[str, ...]] = {"saliency": ("pseudo_masks",), "text": ("pseudo_text",)}
 SIZES: dict[MapKind, int] = {"saliency": 256, "text": 480}  # px: where a product is needs no detail, letters do
 UNIT_ROWS = 64
@@ -79,13 +82,50 @@ def teacher(kind: MapKind, source: str) -> Callable[[Picture], Picture]:
     return lambda picture: np.rint(seen(picture) * 255).astype(np.uint8)
 
 
+def mapper(kind: MapKind, source: str, fewshot: Artifact) -> Mapper:
+    """What makes the maps of a few-shot set's pictures.
+
+    Raises:
+        WeightsError: as `teacher`.
+        BadInputError: exact masks of a catalogue that was not rendered.
+    """
+    if (kind, source) == ("saliency", RENDERED):
+        return _exact(fewshot)
+    seen = teacher(kind, source)
+    return lambda _, picture: seen(picture)
+
+
+def _exact(fewshot: Artifact) -> Mapper:
+    """Where the product is, drawn again: a rendered catalogue follows from its seed."""
+    import cv2
+
+    from manet.rendered import Catalogue
+
+    uri = fewshot.manifest.inputs["catalog"].uri
+    try:
+        made = open_artifact(uri, "catalog").manifest.config
+        catalogue, size = Catalogue(seed=made["seed"], products=made["products"]), int(made["size"])
+    except (ClusterError, KeyError) as error:
+        raise BadInputError(
+            f"--pseudo-masks {RENDERED}: the few-shot set's catalog {uri} is none that `manet render` made; give "
+            "pip:u2netp or classical"
+        ) from error
+
+    def mask_of(image_id: str, picture: Picture) -> Picture:
+        ground = 255 - catalogue.studio_of(image_id, size).mask  # white, as what a picture is put on
+        prepared = decode(cv2.imencode(".png", ground)[1].tobytes(), PictureConfig(size=len(picture)))
+        return np.ascontiguousarray(255 - prepared[..., 0])
+
+    return mask_of
+
+
 def _mask_unit(store: Store, fewshot: Artifact, kind: MapKind, source: str, unit: tuple[str, str, str, int]) -> None:
     import cv2
 
     cv2.setNumThreads(1)
     name, split, part, start = unit
     table = read_parquet(fewshot.read(fewshot.parts(part)[0])).slice(start, UNIT_ROWS)
-    mask_of = teacher(kind, source)
+    mask_of = mapper(kind, source, fewshot)
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, str]] = []
     listed = table.select(["image_id", "uri", "label"]).to_pylist()
@@ -93,7 +133,7 @@ def _mask_unit(store: Store, fewshot: Artifact, kind: MapKind, source: str, unit
         if isinstance(picture, PictureError):
             rejects.append(reject_row(row["image_id"], row["uri"], "masks", picture))
             continue
-        mask = cv2.imencode(".png", mask_of(picture))[1].tobytes()
+        mask = cv2.imencode(".png", mask_of(row["image_id"], picture))[1].tobytes()
         rows.append({**row, "split": split, "mask": mask})
     blobs = {
         f"masks-{name}.parquet": Blob(data=parquet_bytes(pa.Table.from_pylist(rows, schema=MASKS)), rows=len(rows))

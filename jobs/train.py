@@ -29,7 +29,7 @@ from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
 from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
-from jobs.masks import CLAIMS, MapKind, build_masks, teacher
+from jobs.masks import CLAIMS, MapKind, build_masks, mapper
 from jobs.training import Branch, Plan, default_cpus, fit
 from manet.checkpoint import load_model, save_branch
 from manet.config import Attention, NetworkConfig, TextSource, read_config
@@ -60,7 +60,8 @@ class Config(JobConfig):
     saliency_weights: str = "pip:efficientnet-lite0"
     """Weights that the saliency branch starts from, as --backbone-weights: of its encoder, or a file of the whole branch."""
     pseudo_masks: str = "pip:u2netp"
-    """What marks the product for the saliency loss: `classical` (no weights), pip:u2netp, or an ONNX salient-object net."""
+    """What marks the product for the saliency loss: `classical` (no weights), pip:u2netp, an ONNX salient-object net, or
+    `rendered`, the exact masks of a catalogue that `manet render` made."""
     attention: Attention = "s*f"
     """How saliency weighs the backbone's features."""
     text: str = "none"
@@ -145,7 +146,7 @@ def run(config: Config) -> dict[str, Any]:
     categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))["categories"]
     network, weights = _network(config, init, len(categories)), _weights(config)
     if not config.masks:
-        teacher(*_teaching(config))
+        mapper(*_teaching(config), fewshot)
     if init is None:  # a mistake in the flags is said before the folder is claimed
         initial(network, weights, fetch_weights)
 

@@ -71,6 +71,17 @@ class Catalogue:
         """A clean studio picture; `size` is the longer side, px."""
         return studio_picture(self._rng(_STUDIO, index, view), self._sprite(index, size), size, view)
 
+    def studio_of(self, image_id: str, size: int) -> Rendered:
+        """The studio picture of an image_id, as `manet render` gives them: p000123-0.
+
+        Raises:
+            IndexError: the catalogue has no such picture.
+        """
+        product, _, view = image_id.removeprefix("p").partition("-")
+        if not (product.isdecimal() and view.isdecimal() and int(view) < self.gallery_views(int(product))):
+            raise IndexError(f"no picture {image_id!r} in a rendered catalogue")
+        return self.studio(int(product), int(view), size)
+
     def photo(self, index: int, shot: int, size: int) -> Rendered:
         """A consumer's photo; `size` is the longer side, px."""
         rng = self._rng(_PHOTO, index, shot)

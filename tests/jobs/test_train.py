@@ -8,10 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifact import open_artifact
+from jobs.masks import mapper
+from jobs.pictures import load_picture
+from manet.images import PictureConfig
 from tests.conftest import ROOT, Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 from tests.manet.graphs import frozen_graph
@@ -50,6 +55,29 @@ def test_missing_weights_are_an_error(manet: Run, fewshot: Path, tmp_path: Path)
     assert_refused(done, 2, "'resnet5000' is unknown")
     assert not (tmp_path / "model").exists()  # a mistake claims nothing
     assert not (tmp_path / "other").exists()
+
+
+def test_a_rendered_catalogue_has_exact_masks(manet: Run, fewshot: Path, shop: Path, tmp_path: Path) -> None:
+    """Drawn again from its seed, prepared as the picture is; another catalogue has none."""
+    mask_of = mapper("saliency", "rendered", open_artifact(str(fewshot), "fewshot"))
+    rows = pq.read_table(fewshot / "train-00000.parquet").to_pylist()[:12]
+    for row in rows:
+        picture = load_picture(row["uri"], PictureConfig(size=96))
+        assert isinstance(picture, np.ndarray)
+        mask = mask_of(row["image_id"], picture)
+        assert mask.shape == picture.shape[:2]
+        far = (
+            np.abs(picture.astype(int) - np.median(picture[mask < 128], axis=0)).max(2) > 90
+        )  # nothing like the ground
+        assert mask[far].mean() > 230, row["image_id"]
+        assert 0.01 < (mask > 128).mean() < 0.9
+    bare = pq.read_table(shop / "catalog" / "catalog-00000.parquet").to_pylist()
+    bare = [{**row, "uri": str(shop / "catalog" / row["uri"])} for row in bare]
+    pq.write_table(pa.Table.from_pylist(bare), tmp_path / "bare.parquet")
+    summary_of(manet("fewshot", "--catalog", tmp_path / "bare.parquet", "--out", tmp_path / "few"))
+    done = manet("train", "--fewshot", tmp_path / "few", "--pseudo-masks", "rendered", "--out", tmp_path / "model")
+    assert_refused(done, 2, "--pseudo-masks rendered", "bare.parquet is none that `manet render` made")
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp_path: Path) -> None:
