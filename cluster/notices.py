@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 
 import click
@@ -27,6 +28,8 @@ _SERVICE = "http://169.254.169.254"
 _TOKEN_S = 21600  # the longest that EC2 gives
 _ASK_S = 5.0  # what AWS recommends
 _TIMEOUT_S = 2.0
+_DRAIN_S = 25.0  # of one `ray drain-node`
+_CLI_S = 4.0  # until it has started and counts the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +59,34 @@ class Metadata:
         """The market's notice; None: there is none.
 
         Raises:
-            OSError: the service does not answer.
-            ValueError: it answers something else.
+            OSError, http.client.HTTPException: the service does not answer, or not as it should.
+            ValueError: it says something that is no notice.
         """
-        if not self._token:
-            self._token = self._ask("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)})
         try:
-            told = self._ask("GET", "meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token})
+            told = self._told()
         except urllib.error.HTTPError as error:
-            if error.code == 401:  # the token has run out: the next call gets another
-                self._token = ""
-                return None
-            if error.code == 404:
-                return None
-            raise
+            if error.code != 401:
+                raise
+            self._token = ""  # it has run out
+            told = self._told()
+        if not told:
+            return None
         try:
             found = json.loads(told)
             return Notice(action=str(found["action"]), at=datetime.fromisoformat(found["time"]).astimezone(UTC))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"instance-action is {told[:200]!r}") from error
+
+    def _told(self) -> str:
+        """What stands at instance-action; empty where nothing does."""
+        if not self._token:
+            self._token = self._ask("PUT", "api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)})
+        try:
+            return self._ask("GET", "meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": self._token})
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return ""
+            raise
 
     def _ask(self, method: str, path: str, headers: Mapping[str, str]) -> str:
         request = urllib.request.Request(  # noqa: S310 - http, to this node's own address
@@ -91,7 +103,7 @@ def wait_for_notice(metadata: Metadata, every: float) -> Notice:
     while True:
         try:
             found = metadata.notice()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             if not failing:
                 _say(f"the metadata service does not tell: {error}; asking on")
             failing = True
@@ -103,39 +115,63 @@ def wait_for_notice(metadata: Metadata, every: float) -> Notice:
 
 
 def announce(notice: Notice, node: str) -> bool:
-    """Drain a node until the notice's time; again until Ray takes it. Whether it did."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    drain = (ray, "drain-node", "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message",
-             f"spot: {notice.action} at {notice.at:%H:%M:%S} UTC")  # fmt: skip
-    while (left := notice.seconds) > 0:
-        command = [*drain, "--deadline-remaining-seconds", str(int(left))]
+    """Drain a node; until Ray takes it or the notice's time is over, and once at least. Whether Ray took it.
+
+    Args:
+        notice: what is coming.
+        node: id of a Ray node on this machine; empty: the only one.
+    """
+    while True:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        except subprocess.TimeoutExpired:
-            _say("ray drain-node does not end; again")
-            continue
-        if done.returncode == 0:
-            _say(f"{notice.action} in {left:.0f} s: node {node} is being drained")
+            _drain(notice, own_node(node))
             return True
-        _say(f"ray drain-node failed, again: {(done.stderr.strip() or done.stdout.strip() or '?').splitlines()[-1]}")
+        except _Failed as error:
+            _say(f"{error}; again")
+        if not notice.seconds:
+            return False
         time.sleep(1)
-    return False
+
+
+class _Failed(Exception):  # noqa: N818 - one try
+    """A try that came to nothing."""
+
+
+def own_node(node: str) -> str:
+    """The id of this machine's Ray node.
+
+    Raises:
+        _Failed: none runs now, or none of the id asked for, or more than one where none is.
+    """
+    found = sorted(map(str, find_node_ids()))
+    if node and node not in found:
+        raise _Failed(f"no Ray node {node} runs on this machine")
+    if not node and len(found) != 1:
+        raise _Failed(f"{len(found)} Ray nodes run on this machine, where one is needed (or --node)")
+    return node or found[0]
+
+
+def _drain(notice: Notice, node: str) -> None:
+    """Ask Ray once.
+
+    Raises:
+        _Failed: it did not take it.
+    """
+    ray = str(Path(sys.executable).with_name("ray"))
+    left = max(0, int(notice.seconds - _CLI_S))
+    command = (ray, "drain-node", "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message",
+               f"spot: {notice.action} at {notice.at:%H:%M:%S} UTC", "--deadline-remaining-seconds", str(left))  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DRAIN_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _Failed(f"ray drain-node has not ended in {_DRAIN_S:g} s") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise _Failed(f"ray drain-node failed: {said}")
+    _say(f"{notice.action} in {notice.seconds:.0f} s: node {node} is being drained")
 
 
 def _say(line: str) -> None:
     click.echo(f"notices: {line}", err=True)
-
-
-def _own_node() -> str:
-    """Id of the node that runs on this machine.
-
-    Raises:
-        click.UsageError: none does, or more than one.
-    """
-    found = sorted(find_node_ids())
-    if len(found) != 1:
-        raise click.UsageError(f"{len(found)} Ray nodes run on this machine; start one, or name it with --node")
-    return str(found[0])
 
 
 @click.command(help=__doc__)
@@ -143,7 +179,10 @@ def _own_node() -> str:
 @click.option(
     "--every", default=_ASK_S, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between asks."
 )
-@click.option("--lock", default=Path("~/.ray/notices.lock"), show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "--lock", default=Path("~/.ray/notices.lock"), show_default=True, type=click.Path(path_type=Path),
+    help="File that a watcher holds, so that a second one ends; one for each node where several share a machine.",
+)  # fmt: skip
 def main(node: str, every: float, lock: Path) -> None:
     """Watch."""
     path = lock.expanduser()
@@ -155,7 +194,7 @@ def main(node: str, every: float, lock: Path) -> None:
             _say("runs already on this node")
             return
         notice = wait_for_notice(Metadata(os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", _SERVICE)), every)
-        if not announce(notice, node or _own_node()):
+        if not announce(notice, node):
             raise click.ClickException(f"the node goes ({notice.action}), and Ray was not told in time")
 
 

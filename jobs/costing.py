@@ -214,17 +214,19 @@ class Inputs:
             for name, size in sizes.items()
             if size != work.size and given["model_rate" if name == "the model" else "decode_rate"] is None
         ]
-        if model is not None and given["model_rate"] is None:
-            if model.precision:
-                notes.append(f"the model was measured in {model.precision}")
-            if wanted == "cpu" and model.model_cpus not in (0, work.model_cpus):
-                notes.append(f"the model was measured with --model-cpus {model.model_cpus:g}, not {work.model_cpus:g}")
+        as_measured = model if given["model_rate"] is None else None
+        if as_measured and wanted == "cpu" and as_measured.model_cpus not in (0, work.model_cpus):
+            notes.append(
+                f"the model was measured with --model-cpus {as_measured.model_cpus:g}, not {work.model_cpus:g}"
+            )
         if rates.index is not None:
             notes.append(f"index: {rates.index.origin}, {rates.index.rows} rows x {rates.index.dim}")
         if rates.coordination is not None:
             seen = rates.coordination
             notes.append(f"the driver's {seen.parts_per_s:g} parts/s to {seen.actors} actors: {seen.origin}")
-        notes.append(f"extract is given {_flags(nodes, prices, work)}")
+        precision = as_measured.precision if as_measured else ""
+        faster = f" --precision {precision}" if precision not in {"", "float32"} else ""
+        notes.append(f"extract is given {_flags(nodes, prices, work)}{faster}")
         notes.append("a CPU of a node is as fast as one of the machine that was measured: ASSUMPTION")
         notes.append(f"prices, node starts, losses, network: price table as of {prices.as_of}: ASSUMPTION")
         return cls(nodes=nodes, work=work, prices=prices, rates=rates, speeds=speeds, notes=notes)

@@ -45,7 +45,7 @@ def pairs_average_precision(query_NC: Vectors, gallery_NC: Vectors, k: int = 7) 
     for start in range(0, len(query_NC), 1024):
         similarity = query_NC[start : start + 1024] @ gallery_NC.T
         own = np.diagonal(similarity, start)[:, None]
-        rank = (similarity >= own).sum(1)
+        rank = (~(similarity < own)).sum(1)  # what is not a number is behind all
         scores.append(np.where(rank <= k, 1 / rank, 0.0))
     return float(np.concatenate(scores).mean()) if scores else 0.0
 

@@ -226,5 +226,7 @@ class JointStage(nn.Module):
         """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K]; R-MAC without saliency attention."""
         maps = self.network(pixels_BHW3)
         plain = self.network.config.attention == "none"  # R-MAC then: regions have no weights
-        descriptors_BK = r_mac(maps.attended_BKHW) if plain else sr_mac(maps.attended_BKHW, maps.salient_BHW)
+        with torch.autocast(pixels_BHW3.device.type, enabled=False):  # pooling is float32 in any case
+            x_BKHW = maps.attended_BKHW.float()
+            descriptors_BK = r_mac(x_BKHW) if plain else sr_mac(x_BKHW, maps.salient_BHW)
         return maps.saliency_B1hw, maps.logits_BN, descriptors_BK

@@ -42,7 +42,10 @@ class Regions:
         return self._over(x_BCHW, lambda x, dim: x.amax(dim))
 
     def gem(self, x_BCHW: Tensor, p: float) -> Tensor:
-        """The generalised mean (mean x^p)^(1/p) of every channel over every region, float32 [B, R, C]."""
+        """The generalised mean (mean x^p)^(1/p) of every channel over every region, float32 [B, R, C]; of maps >= 0.
+
+        Not to be trained through: its gradient has no bound where a region is all zero.
+        """
         return self._over(x_BCHW.float().pow(p), lambda x, dim: x.mean(dim)).pow(1 / p)
 
     def _over(self, x_BCHW: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:

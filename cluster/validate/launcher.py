@@ -9,6 +9,7 @@ from cluster.session import quiet
 LONGEST_IDLE_MINUTES = 10
 LEAST_DISK_GIB = 100  # system, image and spilled objects
 _TLS = ("RAY_USE_TLS=1", "RAY_TLS_CA_CERT=", "RAY_TLS_SERVER_CERT=", "RAY_TLS_SERVER_KEY=")
+_WATCH = re.compile(r"nohup python -m cluster\.notices\b[^&<]*>[^<]*<\s*/dev/null\s*&")
 
 
 def faults(config: dict[str, Any]) -> list[str]:
@@ -161,8 +162,9 @@ def _start(config: dict[str, Any]) -> list[str]:
     for kind, command in (("head", head), ("worker", worker)):
         if "--object-store-memory=" not in command:
             found.append(f"{kind}_start_ray_commands: --object-store-memory is missing")
-    if "python -m cluster.notices" not in worker:
+    if not any(_WATCH.fullmatch(command.strip()) for command in config.get("worker_start_ray_commands", [])):
         found.append(
-            "worker_start_ray_commands: python -m cluster.notices is missing: a spot market's notice would be lost"
+            "worker_start_ray_commands: nohup python -m cluster.notices > /tmp/notices.log 2>&1 < /dev/null & is missing: a spot "
+            "market's notice would be lost (and without the & the node's start would wait for it)"
         )
     return found

@@ -8,12 +8,14 @@
   manet bench search --index bench/index --descriptors bench/vectors --out bench/search
   manet bench serve --index run/index --queries shop/queries --embedders 2
   manet bench maps --model run/model --queries shop/queries --out bench/maps
+  manet bench pooling --model run/model
+  manet bench fewshot --titles 500000
   manet bench dedup --index bench/doubled-index --descriptors bench/doubled
 
 Every figure is a ratio of rates measured in one run on the same cores.
 """
 
-from jobs.bench import coordination, decode, dedup, extract, index, maps, search, serve, vectors
+from jobs.bench import coordination, decode, dedup, extract, fewshot, index, maps, pooling, search, serve, vectors
 
 COMMANDS = {
     "extract": (extract.Config, extract.run),
@@ -25,4 +27,6 @@ COMMANDS = {
     "search": (search.Config, search.run),
     "serve": (serve.Config, serve.run),
     "maps": (maps.Config, maps.run),
+    "pooling": (pooling.Config, pooling.run),
+    "fewshot": (fewshot.Config, fewshot.run),
 }

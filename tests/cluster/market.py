@@ -21,6 +21,7 @@ class SpotMarket:
         self.told = ""  # what stands at instance-action; empty: 404
         self.tokens: set[str] = set()
         self.refused = 0
+        self.gives = True  # tokens that are good
         market = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -28,7 +29,7 @@ class SpotMarket:
                 assert self.path == "/latest/api/token"
                 assert 0 < int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) <= 21600
                 token = secrets.token_hex(8)
-                market.tokens.add(token)
+                market.tokens |= {token} if market.gives else set()
                 self._answer(200, token)
 
             def do_GET(self) -> None:
@@ -70,8 +71,8 @@ class SpotMarket:
 
     def watched(self, made: RealCluster, node: str, lock: Path) -> "subprocess.Popen[str]":
         """The watcher of one node of a cluster, as its own process."""
-        command = [sys.executable, "-m", "cluster.notices", "--every", "0.2", "--lock", str(lock)]
         return subprocess.Popen(
-            [*command, *(("--node", node) if node else ())], cwd=ROOT, text=True, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "cluster.notices", "--every", "0.2", "--lock", str(lock), "--node", node],
+            cwd=ROOT, text=True, stderr=subprocess.PIPE,
             env={**made.environ, "RAY_ADDRESS": made.gcs, "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.address},
         )  # fmt: skip

@@ -1,11 +1,13 @@
-"""`manet bench extract`: a ratio that is one."""
+"""`manet bench` extract, fewshot and pooling: ratios that are ratios, shares that add up."""
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import Run
-from tests.jobs.helpers import summary_of
+from tests.jobs.helpers import assert_refused, summary_of
 
 
 @pytest.mark.slow
@@ -17,3 +19,25 @@ def test_the_ratio_of_the_job_to_the_bare_model(manet: Run, model: Path, shop: P
     )
     assert 0.05 < summary["ratio_bare_model"] < 2
     assert min(summary[f"{name}_pictures_per_s"] for name in ("dataloader_loop", "decode_alone", "reads_alone")) > 0
+
+
+def test_categories_beside_what_the_products_are(manet: Run, shop: Path, tmp_path: Path) -> None:
+    found = summary_of(manet("bench", "fewshot", "--titles", 2000, timeout=120))
+    assert found["descriptions"] == 2000
+    assert found["categories"] == 44
+    assert 0.8 < found["purity"] <= 1
+    assert found["purity"] * found["matched"] * 2000 == pytest.approx(
+        sum(row["of_it"] for row in found["table"]), abs=1
+    )
+    assert found["seconds"] > 0
+    assert summary_of(manet("bench", "fewshot", "--catalog", shop / "catalog"))["kinds"] == 48
+    bare = pa.table({"image_id": ["a"], "uri": ["a.jpg"], "description": ["red lipstick"]})
+    pq.write_table(bare, tmp_path / "bare.parquet")
+    assert_refused(manet("bench", "fewshot", "--catalog", tmp_path / "bare.parquet"), 2, "no column 'category'")
+
+
+def test_pooling_beside_its_network_and_a_loop(manet: Run, model: Path) -> None:
+    found = summary_of(manet("bench", "pooling", "--model", model, "--size", 96, "--rounds", 3, timeout=120))
+    assert found["regions"] == 14
+    assert found["difference"] < 1e-6
+    assert 0 < found["sr_mac_of_backbone"] < 1

@@ -143,19 +143,21 @@ def test_rates_come_together_in_one_file(tmp_path: Path) -> None:
 
 def test_a_plan_tells_with_what_the_model_was_measured(tmp_path: Path) -> None:
     path = str(_rates(tmp_path / "rates.json"))
-    assert not any(
-        "was measured in" in note for note in run(Config(pictures=9, nodes=("decode=1",), rates=path))["assumptions"]
-    )
     half = ModelRate(
         origin=ORIGIN, device="cpu", size=480, pictures_per_s=2, descriptor_bytes=2600, start_s=8,
         precision="bfloat16", model_cpus=0.5,
     )  # fmt: skip
     add_rates(path, Rates(models={"cpu": half}))
-    notes = run(Config(pictures=9, nodes=("decode=1",), rates=path, model_cpus=1))["assumptions"]
-    assert "the model was measured in bfloat16" in notes
-    assert "the model was measured with --model-cpus 0.5, not 1" in notes
-    notes = run(Config(pictures=9, nodes=("decode=1",), rates=path, model_cpus=0.5, model_rate=3))["assumptions"]
-    assert not any("model was measured" in note for note in notes)
+
+    def notes(**given: float) -> str:
+        plan = run(Config(pictures=9, nodes=("decode=1",), rates=path, **given))  # type: ignore[arg-type]
+        return "\n".join(plan["assumptions"])
+
+    assert "extract is given --model-cpus 1 --precision bfloat16" in notes(model_cpus=1)
+    assert "the model was measured with --model-cpus 0.5, not 1" in notes(model_cpus=1)
+    assert "measured with" not in notes(model_cpus=0.5)
+    assert "measured with" not in notes(model_cpus=1, model_rate=3)
+    assert "--precision" not in notes(model_cpus=1, model_rate=3)
 
 
 def test_a_plan_by_hand(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from jobs.stages import joint_losses
 from jobs.training import Plan
-from manet.config import NetworkConfig
+from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
 from manet.network import InitialWeights, JointStage, MANet, initial
 
@@ -26,9 +26,9 @@ PLAN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _network() -> MANet:
+def _network(attention: Attention = "s*f") -> MANet:
     torch.manual_seed(0)
-    config = NetworkConfig(classes=3, saliency_size=64, pictures=PictureConfig(size=64))
+    config = NetworkConfig(classes=3, saliency_size=64, attention=attention, pictures=PictureConfig(size=64))
     return initial(config, InitialWeights(backbone="random", saliency="random")).eval()
 
 
@@ -80,6 +80,17 @@ def test_two_workers_have_the_gradients_of_one(tmp_path: Path, monkeypatch: pyte
     for each in found:
         assert float(each["loss"]) == pytest.approx(loss, rel=1e-12)
         np.testing.assert_allclose(each["gradients"] / scale, wanted / scale, atol=1e-9)
+
+
+def test_descriptors_are_float32_in_bfloat16_too() -> None:
+    kinds: tuple[Attention, ...] = ("s*f", "none")
+    for attention in kinds:
+        stage = JointStage(_network(attention))
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            saliency, logits, descriptors = stage(_batch(slice(0, 2))["pixels"])
+        assert logits.dtype == torch.bfloat16
+        assert saliency.dtype == descriptors.dtype == torch.float32
+        torch.testing.assert_close(descriptors.norm(dim=1), torch.ones(4), atol=1e-5, rtol=0)
 
 
 def test_categories_are_brought_together() -> None:

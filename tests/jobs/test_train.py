@@ -190,7 +190,7 @@ def test_training_that_gets_worse_ends_and_keeps_its_best_epoch(manet: Run, fews
     history = json.loads((out / "metrics.json").read_text())["history"]
     scores = [row["val_map@7"] for row in history[1:]]
     assert len(scores) < 9
-    assert scores[-1] <= max(scores[:-1])
+    assert scores[-1] <= max(scores[:-1]) <= 1
     best = [
         folder
         for folder in (out / "checkpoints").glob("*/run/checkpoint_2*")  # by date

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.conftest import ROOT
 from tests.jobs.helpers import checksums, summary_of
 from tests.jobs.test_submit import command_line, submit
 
-NOTICE_S = 15  # between the spot market's notice and the node's end
+NOTICE_S = 40  # between the spot market's notice and the node's end; EC2 gives 120
 TRAIN = ("--pseudo-masks", "classical", "--size", 64, "--train-size", 96, "--saliency-epochs", 1, "--batch-size", 8,
          "--epochs", 2)  # fmt: skip
 
@@ -59,6 +60,7 @@ def test_an_announced_loss_costs_a_few_steps_and_changes_no_bit(shop: Path, tmp_
 
         def replaced() -> None:
             market.take(NOTICE_S)
+            Timer(NOTICE_S, made.kill, made.raylets[:1]).start()  # and then it is gone
             made.add_raylet(2, '--resources={"second": 1}')
 
         node = next(each for each, resources in made.nodes_by_id().items() if "first" in resources)
@@ -66,8 +68,10 @@ def test_an_announced_loss_costs_a_few_steps_and_changes_no_bit(shop: Path, tmp_
             watcher = market.watched(made, node, tmp_path / "lock")
             try:
                 said = _trained(made, tmp_path / "moved", *flags, lose=replaced)
+                watched = watcher.communicate(timeout=60)[1]
             finally:
                 watcher.kill()
+            assert watcher.returncode == 0, watched
     found = re.search(r"going on in epoch (\d) after step (\d+)", said)
     assert found, said  # within an epoch, not at the beginning of one
     assert checksums(tmp_path / "moved", "model") == checksums(tmp_path / "calm", "model")

@@ -80,3 +80,5 @@ def test_pairs_are_ranked_like_lists() -> None:
         pairs_average_precision(np.ones((9, 2), np.float32), np.ones((9, 2), np.float32)) == 0
     )  # all alike: nothing is found
     assert pairs_average_precision(queries[:0], gallery[:0]) == 0
+    queries[:] = np.nan
+    assert pairs_average_precision(queries, gallery) == 0  # a network that has diverged
