@@ -284,7 +284,7 @@ def _listen(progress: Any, meter: Meter, store: Store) -> None:  # noqa: ANN401 
                 continue
             for name, value in news.items():
                 if isinstance(value, float):
-                    events.add_scalar(f"{news['stage']}/{name}", value, news["epoch"])
+                    events.add_scalar(f"{news['stage']}/{name.replace('@', '_at_')}", value, news["epoch"])
             events.flush()
             for file in Path(scratch).iterdir():
                 with contextlib.suppress(ClusterError):  # the figures are in metrics.json too

@@ -51,7 +51,7 @@ def test_training_says_its_epochs(piped: tuple[Path, Done]) -> None:
     assert history[1]["cross_entropy"] > 0
     assert 0 < history[1]["val_map@7"] <= 1
     (events,) = (out / "model" / "checkpoints").glob("*/tensorboard/events*")  # of the joint stage's own run
-    ((epoch, value),) = scalars(events)["joint/val_map@7"]
+    ((epoch, value),) = scalars(events)["joint/val_map_at_7"]
     assert epoch == 1
     assert value == pytest.approx(history[1]["val_map@7"])
     config = json.loads((out / "model" / "config.json").read_text())
