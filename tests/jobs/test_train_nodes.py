@@ -16,9 +16,11 @@ from tests.conftest import ROOT
 from tests.jobs.helpers import checksums, summary_of
 from tests.jobs.test_submit import command_line, submit
 
-NOTICE_S = 40  # between the spot market's notice and the node's end; EC2 gives 120
+NOTICE_S = (
+    15  # between the spot market's notice and the node's end: shorter than what is left of the run; EC2 gives 120
+)
 TRAIN = ("--pseudo-masks", "classical", "--size", 64, "--train-size", 96, "--saliency-epochs", 1, "--batch-size", 8,
-         "--epochs", 2)  # fmt: skip
+         "--epochs", 4)  # fmt: skip
 
 
 def _trained(made: RealCluster, out: Path, *flags: object, lose: Callable[[], None]) -> str:
@@ -89,8 +91,8 @@ def test_those_that_are_left_go_on(shop: Path, tmp_path: Path) -> None:
             made.wait_for_nodes(count)
         summary_of(submit(made, "fewshot", "--catalog", shop / "catalog", "--out", fewshot))
         said = _trained(made, tmp_path / "fewer", *flags, lose=lambda: made.kill(made.raylets[-1]))
-    assert "lost a worker of 2; going on from the newest checkpoint with those that are left" in said
+    assert "going on with the workers that are left" in said
     workers = [row["workers"] for row in _history(tmp_path / "fewer")]
     assert workers[0] == 2
     assert workers[-1] == 1
-    assert len(workers) == 3
+    assert len(workers) == 5
