@@ -46,7 +46,6 @@ PLAIN: tuple[DescriptorName, ...] = (
     "r-mac@backbone",
     "ra-mac@backbone",
     "grmac@backbone",
-    "r-gem@backbone",
 )
 K = 7  # answers, as the challenge counts them
 FUSED: DescriptorName = "crow@backbone"  # what MFF fuses
@@ -60,11 +59,9 @@ ATTENDED: tuple[DescriptorName, ...] = (
     "r-mac-global",
     "ra-mac",
     "grmac",
-    "r-gem",
     "sr-mac",
     "sr-mac-as-printed",
     "sr-mac-soft",
-    "sr-gem",
     "sr-mac@other-saliency",
 )
 WITH_TEXT: tuple[DescriptorName, ...] = ("sr-mac@no-text", "r-mac@no-saliency", "sr-mac@other-text")

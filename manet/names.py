@@ -14,11 +14,9 @@ PoolingName = Literal[
     "r-mac-global",
     "ra-mac",
     "grmac",
-    "r-gem",
     "sr-mac",
     "sr-mac-as-printed",
     "sr-mac-soft",
-    "sr-gem",
 ]
 Features = Literal["attended", "backbone", "no-text", "no-saliency", "other-saliency", "other-text"]
 """What is pooled: X~ as the model's configuration says; F before attention; or X~ with one thing changed: T = 1, S = 1,
@@ -34,7 +32,6 @@ DescriptorName = Literal[
     "r-mac-global@backbone",
     "ra-mac@backbone",
     "grmac@backbone",
-    "r-gem@backbone",
     "sr-mac@backbone",
     "sr-mac@no-text",
     "r-mac@no-saliency",

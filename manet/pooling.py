@@ -1,4 +1,4 @@
-"""Feature map -> descriptor: MAC, SPoC, GeM, CroW, R-MAC, RA-MAC, GRMAC and SR-MAC; beyond the letter R-GeM and SR-GeM.
+"""Feature map -> descriptor: MAC, SPoC, GeM, CroW, R-MAC, RA-MAC, GRMAC and SR-MAC.
 
 Shape letters: B pictures, C channels, H x W cells, R regions. All maps are activations >= 0; all descriptors are float32
 of unit length. Source: METHOD.md "SR-MAC" and "The systems that the letter compares with".
@@ -82,23 +82,7 @@ def _active_r_mac(x_BCHW: Tensor, active_BHW: Tensor) -> Tensor:
     share_BR = regions.mean(active_BHW.float())
     weight_BR = torch.where(share_BR > RA_MAC_LEAST, share_BR, torch.zeros_like(share_BR))
     weight_BR = torch.where((weight_BR > 0).any(1, keepdim=True), weight_BR, torch.ones_like(weight_BR))
-    return _weighted(regions.max(x_BCHW), weight_BR)
-
-
-def r_gem(x_BCHW: Tensor, p: float = GEM_P) -> Tensor:
-    """SR-GeM of a map on which all is salient, [B, C]."""
-    return sr_gem(x_BCHW, torch.ones_like(x_BCHW[:, 0]), p)
-
-
-def sr_gem(x_BCHW: Tensor, salient_BHW: Tensor, p: float = GEM_P) -> Tensor:
-    """SR-MAC with generalised means in the place of maxima, plus the whole map's vector, [B, C].
-
-    Not in the letter. A maximum keeps one cell of a region, a mean of high order all that are nearly as strong; and of the
-    whole map, whose salient share is small beside a region's on the product, SR-MAC keeps little.
-    """
-    regions = rmac_regions(*x_BCHW.shape[-2:])
-    total_BC = _weighted(regions.gem(x_BCHW, p), _salient_weights(regions, salient_BHW, as_printed=False))
-    return _units(total_BC + gem(x_BCHW, p))
+    return _weighted(regions, x_BCHW, weight_BR)
 
 
 def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
@@ -114,7 +98,7 @@ def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> 
         ValueError: the two maps differ in cells.
     """
     regions = rmac_regions(*x_BCHW.shape[-2:])
-    return _weighted(regions.max(x_BCHW), _salient_weights(regions, salient_BHW, as_printed=as_printed))
+    return _weighted(regions, x_BCHW, _salient_weights(regions, salient_BHW, as_printed=as_printed))
 
 
 def sr_mac_parts(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
@@ -138,13 +122,13 @@ def _salient_weights(regions: Regions, salient_BHW: Tensor, *, as_printed: bool)
     return torch.where((salient_BHW > 0).flatten(1).any(1)[:, None], weight_BR, torch.ones_like(weight_BR))
 
 
-def _weighted(region_BRC: Tensor, weight_BR: Tensor) -> Tensor:
-    """Sum over regions of weight times the region's vector at unit length; the sum at unit length, [B, C]."""
-    return _units(torch.einsum("br,brc->bc", weight_BR, _units(region_BRC.float())))
+def _weighted(regions: Regions, x_BCHW: Tensor, weight_BR: Tensor) -> Tensor:
+    """Sum over regions of weight times unit-length maximum, at unit length, [B, C]."""
+    return _units(torch.einsum("br,brc->bc", weight_BR, _units(regions.max(x_BCHW).float())))
 
 
 def pool(name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor, saliency_BHW: Tensor) -> Tensor:
-    """A pooling by name, [B, C]. Only SR-MAC and SR-GeM look at `salient_BHW`, `sr-mac-soft` at the saliency in [0, 1] itself.
+    """A pooling by name, [B, C]. Only SR-MAC looks at `salient_BHW`, `sr-mac-soft` at the saliency in [0, 1] itself.
 
     Raises:
         PictureError: a picture's map is dead; `dead_rows` tells which.
@@ -163,11 +147,9 @@ _BY_NAME: dict[PoolingName, Callable[[Tensor, Tensor], Tensor]] = {
     "r-mac-global": lambda x, _: r_mac(x, global_vector=True),
     "ra-mac": lambda x, _: ra_mac(x),
     "grmac": lambda x, _: grmac(x),
-    "r-gem": lambda x, _: r_gem(x),
     "sr-mac": sr_mac,
     "sr-mac-as-printed": lambda x, salient: sr_mac(x, salient, as_printed=True),
     "sr-mac-soft": sr_mac,
-    "sr-gem": sr_gem,
 }
 
 

@@ -4,7 +4,6 @@ Shape letters: B pictures, C channels, H x W cells, R regions. Source: METHOD.md
 in the layout of cirtorch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,26 +37,18 @@ class Regions:
         return sum(len(tops) * len(lefts) for _, tops, lefts in self.groups)
 
     def max(self, x_BCHW: Tensor) -> Tensor:
-        """Equation 4: the maximum of every channel over every region, [B, R, C]."""
-        return self._over(x_BCHW, lambda x, dim: x.amax(dim))
+        """Equation 4: the maximum of every channel over every region, [B, R, C].
 
-    def gem(self, x_BCHW: Tensor, p: float) -> Tensor:
-        """The generalised mean (mean x^p)^(1/p) of every channel over every region, float32 [B, R, C]; of maps >= 0.
-
-        Not to be trained through: its gradient has no bound where a region is all zero.
+        Separable: the maximum over rows first, once for all squares of one side, then over columns.
         """
-        return self._over(x_BCHW.float().pow(p), lambda x, dim: x.mean(dim)).pow(1 / p)
-
-    def _over(self, x_BCHW: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """What is separable: over rows first, once for all squares of one side, then over columns."""
         self._check(x_BCHW)
         x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-        found = []
+        peaks = []
         for side, tops, lefts in self.groups:
-            rows = torch.stack([reduce(x_BHWC[:, top : top + side], 1) for top in tops], 1)
-            cells = torch.stack([reduce(rows[:, :, left : left + side], 2) for left in lefts], 2)
-            found.append(cells.flatten(1, 2))
-        return torch.cat(found, 1)
+            rows = torch.stack([x_BHWC[:, top : top + side].amax(1) for top in tops], 1)
+            cells = torch.stack([rows[:, :, left : left + side].amax(2) for left in lefts], 2)
+            peaks.append(cells.flatten(1, 2))
+        return torch.cat(peaks, 1)
 
     def mean(self, map_BHW: Tensor) -> Tensor:
         """The mean of a map over every region, [B, R]: equation 5 when the map is 0 or 1."""

@@ -62,7 +62,6 @@ def run(config: Config) -> dict[str, Any]:
             "backbone": lambda: network.backbone(rgb),
             "network": lambda: network(noise),
             "sr-mac": lambda: pool("sr-mac", x, salient, saliency),
-            "sr-gem": lambda: pool("sr-gem", x, salient, saliency),
             "r-mac": lambda: pool("r-mac", x, salient, saliency),
             "loop over the regions": loop,
         }

@@ -12,7 +12,7 @@ from tests.manet.test_regions import reference_boxes
 
 NAMES: tuple[PoolingName, ...] = (
     "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed",
-    "sr-mac-soft", "r-gem", "sr-gem",
+    "sr-mac-soft",
 )  # fmt: skip
 
 
@@ -40,15 +40,13 @@ def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
     for top, left, side in reference_boxes(*x.shape[1:]):
         inside = np.s_[..., top : top + side, left : left + side]
         weight = salient[inside].mean() if salient.any() else 1.0
-        peak = (x[inside] ** 3).mean((1, 2)) ** (1 / 3) if name.endswith("r-gem") else x[inside].max((1, 2))
-        if name.startswith(("r-mac", "r-gem")):
+        peak = x[inside].max((1, 2))
+        if name.startswith("r-mac"):
             total += _unit(peak)
-        elif name in {"sr-mac", "sr-mac-soft", "sr-gem"}:
+        elif name in {"sr-mac", "sr-mac-soft"}:
             total += weight * _unit(peak)
         else:
             total += _unit(weight * peak)
-    if name.endswith("r-gem"):
-        total = _unit(total) + reference("gem", x, salient)
     return _unit(total)
 
 
