@@ -285,12 +285,10 @@ def joint_losses(seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: B
     total = entropy + plan.saliency_loss * dice
     if plan.views == 2:
         everyones, pictures = _beside_the_others(descriptors.reshape(-1, 2, descriptors.shape[1]), batch["picture"])
-        instance = instance_loss(everyones, pictures)
-        losses["instance_loss"] = instance
-        share = len(pictures) // len(
-            batch["picture"]
-        )  # the others' gradients of it are theirs; the mean divides by as many
-        total = total + plan.instance_loss * share * instance
+        instance = losses["instance_loss"] = instance_loss(everyones, pictures)
+        workers = len(pictures) // len(batch["picture"])
+        # The value is everybody's; of its gradient each worker has its own part, and the mean over workers divides that.
+        total = total + plan.instance_loss * (workers * instance - (workers - 1) * instance.detach())
     return {"loss": total, **losses}
 
 
