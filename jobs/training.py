@@ -44,6 +44,7 @@ Stage = Literal["saliency", "joint", "text"]
 ASK_STEPS = 4  # steps between two looks for an announced loss of a node
 _MOMENTS = "optimizer.safetensors"
 _POSITION = "position.json"
+_BEHIND = -1e9  # a score worse than any
 
 
 class Plan(BaseModel):
@@ -99,21 +100,16 @@ class Plan(BaseModel):
         return {"saliency": ("val_dice_loss", -1), "joint": ("val_map@7", 1), "text": ("val_text_loss", -1)}[last]
 
     def score(self, row: Mapping[str, Any]) -> float:
-        """How good an epoch is, by that figure; those of another stage are behind all."""
+        """How good an epoch is, by that figure; those of another stage, and one that has diverged, are behind all."""
         name, sign = self.judged_by
-        return (
-            sign * float(row[name]) if row.get("stage") == self.stage(self.saliency_epochs + self.epochs - 1) else -1e9
-        )
+        last = row.get("stage") == self.stage(self.saliency_epochs + self.epochs - 1)
+        return sign * float(row[name]) if last and math.isfinite(row[name]) else _BEHIND
 
     def is_over(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the last stage has gone on for `patience` epochs without a better one."""
         scores = [self.score(row) for row in history]
-        return (
-            self.patience > 0
-            and bool(scores)
-            and max(scores) > -1e9
-            and len(scores) - 1 - int(np.argmax(scores)) >= self.patience
-        )
+        best = max(scores, default=_BEHIND)
+        return best > _BEHIND and 0 < self.patience < len(scores) - scores.index(best)
 
     @property
     def repeats(self) -> tuple[float, ...]:
@@ -407,5 +403,5 @@ def _report(
             save_file(moments, Path(scratch) / _MOMENTS)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ended = bool(history) and not part.steps
-        score = {"score": plan.score(history[-1]) if ended else -1e9}
+        score = {"score": plan.score(history[-1]) if ended else _BEHIND}
         ray.train.report({**(history[-1] if history else {}), **score}, checkpoint=checkpoint)
