@@ -18,6 +18,7 @@ from cluster.telemetry import say
 
 MIB = 1 << 20
 _STARTS = 3  # of Ray on this machine
+_FREE_S = 5.0  # until room that was let go of is free again
 _SAY_S = 10.0  # s between two remarks of a job that waits for nodes
 _ANSWER_S = 30.0  # s in which a node runs a task that does nothing, where it is there
 
@@ -298,7 +299,7 @@ def _wait_for(bundles: list[dict[str, float]], wanted: str, flags: str) -> None:
             say(f"waiting for {wanted}: the cluster has {_have(_nodes())} ({waited:.0f} of {limit:g} s)")
             if group.wait(max(0.1, min(_SAY_S, limit - waited))):
                 say(f"{wanted}: there after {time.monotonic() - began:.0f} s")
-                return
+                break
             if time.monotonic() - began >= limit:
                 raise JobFailedError(
                     f"{wanted} did not come within {limit:g} s: the cluster has {_have(_nodes())}; let it grow, lower {flags}, "
@@ -306,6 +307,18 @@ def _wait_for(bundles: list[dict[str, float]], wanted: str, flags: str) -> None:
                 )
     finally:
         remove_placement_group(group)
+    _wait_until_free(bundles)
+
+
+def _wait_until_free(bundles: list[dict[str, float]]) -> None:
+    """Wait, for some seconds at most, until the room that was let go of is free: an autoscaler that still sees it taken when
+    the work for it comes would start nodes for both.
+    """
+    import ray
+
+    wanted, deadline = _sum(bundles, "CPU"), time.monotonic() + _FREE_S
+    while ray.available_resources().get("CPU", 0) < wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _nodes() -> list[dict[str, float]]:
