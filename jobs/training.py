@@ -264,28 +264,31 @@ def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptio
 def _listen(progress: Any, meter: Meter, store: Store) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily
     """On the driver: steps done in all, and the figures of finished epochs, until None comes; these also for TensorBoard."""
     import ray.exceptions
-    from tensorboardX import SummaryWriter
 
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        contextlib.suppress(ray.exceptions.RayError),
-    ):  # the session was stopped
-        events = SummaryWriter(scratch)
+    with contextlib.suppress(ray.exceptions.RayError):  # the session was stopped
         while (news := progress.get()) is not None:
             if isinstance(news, int):
                 meter.advance(news - meter.done)
                 continue
             say("train: " + ", ".join(f"{name} {value}" for name, value in news.items()))
-            if "epoch" not in news:
-                continue
-            for name, value in news.items():
+            if "epoch" in news:
+                _write_events(news, store)
+
+
+def _write_events(row: Mapping[str, Any], store: Store) -> None:
+    """An epoch's figures as a file for TensorBoard, which reads all of a folder. A writer's `flush` does not wait for what it
+    was given before; its end does.
+    """
+    from tensorboardX import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with SummaryWriter(scratch, filename_suffix=f".{row['epoch']}") as events:
+            for name, value in row.items():
                 if isinstance(value, float):
-                    events.add_scalar(f"{news['stage']}/{name.replace('@', '_at_')}", value, news["epoch"])
-            events.flush()
-            for file in Path(scratch).iterdir():
-                with contextlib.suppress(ClusterError):  # the figures are in metrics.json too
-                    store.write(f"tensorboard/{file.name}", file.read_bytes())
-        events.close()
+                    events.add_scalar(f"{row['stage']}/{name.replace('@', '_at_')}", value, row["epoch"])
+        for file in Path(scratch).iterdir():
+            with contextlib.suppress(ClusterError):  # the figures are in metrics.json too
+                store.write(f"tensorboard/{file.name}", file.read_bytes())
 
 
 def _loop(config: dict[str, Any]) -> None:
