@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
 from types import TracebackType
+from typing import Self
 from urllib.parse import urlparse
 
 _HOP = {"connection", "keep-alive", "transfer-encoding"}
@@ -33,7 +34,23 @@ class Faults:
     stall_s: float = 3.0
 
 
-class FaultyProxy:
+class InThread:
+    """A server that answers from a thread of its own within a `with` block, and is closed at its end."""
+
+    _server: socketserver.BaseServer
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True, name=type(self).__name__).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class FaultyProxy(InThread):
     """Forwards to an S3 server and injects faults; signatures hold, since the Host header is passed on as it came.
 
     Args:
@@ -69,16 +86,6 @@ class FaultyProxy:
                     return name
             self.counts["whole"] += 1
             return ""
-
-    def __enter__(self) -> "FaultyProxy":
-        threading.Thread(target=self._server.serve_forever, daemon=True, name="faulty-proxy").start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):

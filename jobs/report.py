@@ -115,17 +115,15 @@ def _curves(history: Sequence[dict[str, Any]]) -> str:
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] + 1 for row in history]
-    for key, label in (("dice_loss", "saliency (Dice), train"), ("val_dice_loss", "saliency (Dice), validation"),
-                       ("cross_entropy", "classes (cross-entropy), train"),
-                       ("instance_loss", "instances (NT-Xent), train")):  # fmt: skip
+    for axes, key, label in ((left, "dice_loss", "saliency (Dice), train"),
+                             (left, "val_dice_loss", "saliency (Dice), validation"),
+                             (left, "cross_entropy", "classes (cross-entropy), train"),
+                             (left, "instance_loss", "instances (NT-Xent), train"),
+                             (right, "val_accuracy", "class accuracy, validation"),
+                             (right, "val_map@7", "MAP@7 of consumer-like views, validation")):  # fmt: skip
         points = [(epoch, row[key]) for epoch, row in zip(epochs, history, strict=True) if key in row]
         if points:
-            left.plot(*zip(*points, strict=True), marker="o", label=label)
-    for key, label in (("val_accuracy", "class accuracy, validation"),
-                       ("val_map@7", "MAP@7 of consumer-like views, validation")):  # fmt: skip
-        points = [(epoch, row[key]) for epoch, row in zip(epochs, history, strict=True) if key in row]
-        if points:
-            right.plot(*zip(*points, strict=True), marker="o", label=label)
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
     left.set_title("losses")
     right.set_title("accuracy and retrieval")
     right.set_ylim(0, 1)

@@ -294,7 +294,7 @@ def joint_losses(seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: B
 
 def _beside_the_others(own_BVC: torch.Tensor, picture_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Descriptors and picture numbers of all workers, in their order; only this worker's carry a gradient."""
-    if not torch.distributed.is_initialized() or (workers := torch.distributed.get_world_size()) == 1:
+    if (workers := _worker_count()) == 1:
         return own_BVC, picture_B
     descriptors, pictures = ([torch.empty_like(each) for _ in range(workers)] for each in (own_BVC, picture_B))
     torch.distributed.all_gather(descriptors, own_BVC.detach().contiguous())
@@ -305,11 +305,15 @@ def _beside_the_others(own_BVC: torch.Tensor, picture_B: torch.Tensor) -> tuple[
 
 def of_all_workers(own: Any) -> list[Any]:  # noqa: ANN401 - anything that pickles
     """What every worker has, in their order."""
-    if not torch.distributed.is_initialized() or (workers := torch.distributed.get_world_size()) == 1:
+    if (workers := _worker_count()) == 1:
         return [own]
     found: list[Any] = [None] * workers
     torch.distributed.all_gather_object(found, own)
     return found
+
+
+def _worker_count() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def _dice(saliency_B1hw: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -93,17 +93,11 @@ class Plan(BaseModel):
         """Augmented views of a training picture in one batch: two where the instance loss compares them."""
         return 2 if self.branch == "all" and self.instance_loss > 0 and self.epochs > 0 else 1
 
-    @property
-    def judged_by(self) -> tuple[str, int]:
-        """The figure of the last stage that says which epoch is the best, and 1 where more is better, else -1."""
-        last = self.stage(self.saliency_epochs + self.epochs - 1)
-        return {"saliency": ("val_dice_loss", -1), "joint": ("val_map@7", 1), "text": ("val_text_loss", -1)}[last]
-
     def score(self, row: Mapping[str, Any]) -> float:
-        """How good an epoch is, by that figure; those of another stage, and one that has diverged, are behind all."""
-        name, sign = self.judged_by
-        last = row.get("stage") == self.stage(self.saliency_epochs + self.epochs - 1)
-        return sign * float(row[name]) if last and math.isfinite(row[name]) else _BEHIND
+        """How good an epoch is, by a figure of the last stage; one of another stage, or one that has diverged, is behind all."""
+        last = self.stage(self.saliency_epochs + self.epochs - 1)
+        name, sign = {"saliency": ("val_dice_loss", -1), "joint": ("val_map@7", 1), "text": ("val_text_loss", -1)}[last]
+        return sign * float(row[name]) if row.get("stage") == last and math.isfinite(row[name]) else _BEHIND
 
     def is_over(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the last stage has gone on for `patience` epochs without a better one."""

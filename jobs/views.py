@@ -80,7 +80,7 @@ def _decode(
     rows = read_parquet(masks.read(part)).to_pylist()
     shown = np.arange(len(rows))
     if augment and plan.balance:
-        often = np.array([plan.repeats[row["label"]] for row in rows])
+        often = np.array(plan.repeats)[[row["label"] for row in rows]]
         shown = np.repeat(shown, np.floor(often + np.random.default_rng(draws).random(len(rows))).astype(int))
         shown = shown if len(shown) else np.arange(1)
     pixels, grey, labels = [], [], []

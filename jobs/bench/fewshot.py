@@ -9,7 +9,6 @@ most common in their category. Kinds found: those that are the most common one o
 """
 
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.artifact import open_artifact
 from cluster.errors import BadInputError
-from jobs.bench.probing import measured
+from jobs.bench.probing import measured_job
 from jobs.bench.truth import say_table
 from jobs.inputs import open_table
 from manet.rendered import Catalogue
@@ -60,8 +59,7 @@ def run(config: Config) -> dict[str, Any]:
         if "category" not in table.column_names or not table["category"].drop_null():
             raise BadInputError(f"--catalog {catalog}: no column 'category' to hold the categories against")
         out = f"{scratch}/fewshot"
-        command = ["fewshot", "--catalog", catalog, "--categories", str(config.categories), "--out", out]
-        spent = measured([sys.executable, "-m", "jobs", *command], "manet fewshot", OMP_NUM_THREADS="1")
+        spent = measured_job("fewshot", {"--catalog": catalog, "--categories": config.categories, "--out": out})
         found = open_artifact(out, "fewshot")
         listed = json.loads(found.read(found.parts("categories.json")[0]))["categories"]
     categories = [

@@ -7,14 +7,13 @@ import sys
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from types import TracebackType
 
+from cluster.faults import InThread
 from tests.clusters import RealCluster
 from tests.conftest import ROOT
 
 
-class SpotMarket:
+class SpotMarket(InThread):
     """Answers at `address`; there is no notice until `take`."""
 
     def __init__(self) -> None:
@@ -52,17 +51,6 @@ class SpotMarket:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> "SpotMarket":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def take(self, seconds: float) -> None:
         """Give notice that the instance ends in so many seconds, as EC2 words it."""

@@ -16,9 +16,7 @@ from tests.conftest import ROOT
 from tests.jobs.helpers import checksums, summary_of
 from tests.jobs.test_submit import command_line, submit
 
-NOTICE_S = (
-    15  # between the spot market's notice and the node's end: shorter than what is left of the run; EC2 gives 120
-)
+NOTICE_S = 15  # between the spot market's notice and the node's end: less than the run has left; EC2 gives 120
 TRAIN = ("--pseudo-masks", "classical", "--size", 64, "--train-size", 96, "--saliency-epochs", 1, "--batch-size", 8,
          "--epochs", 4)  # fmt: skip
 
