@@ -13,12 +13,11 @@ those in hand are answered, then it ends. Fails when the index or its model cann
 import hashlib
 import os
 import signal
-import socket
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -29,6 +28,9 @@ from jobs.memory import FOR_PASSES, inherited
 from jobs.querying import open_index, query_spec
 from jobs.serving.settings import ServingConfig
 
+if TYPE_CHECKING:
+    from jobs.serving.listening import Door
+
 _NAME = "manet"
 _LOOK_S = 0.5  # in which Ray's processes end, where a signal reached them too
 _RAY_SERVE = {
@@ -36,6 +38,8 @@ _RAY_SERVE = {
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # else every gateway listens at a port of its own as well
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # a fifth of it, Ray's own, keeps some 4% of a core busy
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    "RAY_enable_metrics_collection": "0",  # nobody reads Ray's own here; the service's are at /metrics
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
 }
 """Of Ray Serve's own processes on this machine alone; a driver's handles want others, and a cluster has its own."""
 
@@ -57,9 +61,11 @@ def run(config: Config) -> dict[str, Any]:
     index = open_index(config.index)
     spec = query_spec(index)
     model = spec.open_model(config.model)
-    _require_port(config)
+    from jobs.serving.listening import Door
+
     began = time.monotonic()
     with ExitStack() as stack:
+        door = None if joins_cluster(config) else stack.enter_context(closing(Door(config.host, config.port)))
         with inherited(_RAY_SERVE):
             stack.enter_context(ray_session(config))
         from ray import serve
@@ -68,7 +74,7 @@ def run(config: Config) -> dict[str, Any]:
             cpus=1, gpus=float(config.gpu), workers=config.embedders, flags="--embedders (or give --ray-cpus)"
         )
         try:
-            gateways = _deploy(config, model, spec, tokens)
+            gateways = _deploy(config, model, spec, tokens, door)
             stop = _stop_on_signal()  # only now: until it is up, a signal ends it as it ends any job
             host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
             host = f"[{host}]" if ":" in host else host
@@ -86,8 +92,8 @@ def run(config: Config) -> dict[str, Any]:
     return {"kind": "serve", "index": index.uri, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> Any:  # noqa: ANN401 - Artifact, QuerySpec; a handle of Ray Serve
-    """Start the replicas; the gateways' handle.
+def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str], door: "Door | None") -> Any:  # noqa: ANN401 - Artifact, QuerySpec; a handle of Ray Serve
+    """Start the replicas, and without a door the proxies that listen for them; the gateways' handle.
 
     Raises:
         JobFailedError: they do not come up.
@@ -97,7 +103,7 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
     from ray.serve.schema import LoggingConfig
 
     from jobs.serving.embedder import MOST_BATCHED, Embedder, EmbedderSettings
-    from jobs.serving.gateway import Gateway
+    from jobs.serving.gateway import Gateway, ProxiedGateway
     from jobs.streaming import picture_config
     from manet.images import auto_batch
 
@@ -109,6 +115,11 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
     pending = config.pending or -(-config.embedders * max(8, 4 * batch) // config.gateways)
     taken = pending + 256  # a gateway turns searches away itself, and has others to answer
     drain = config.request_seconds + 5
+    often: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": drain,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "health_check_period_s": 2,
+    }
     embedder = serve.deployment(
         num_replicas=config.embedders,
         max_ongoing_requests=taken * config.gateways,  # never reached: a handle that waits for room looks for it late
@@ -117,22 +128,21 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str]) -> An
             "num_gpus": float(config.gpu),
             "runtime_env": {"env_vars": {} if config.gpu else FOR_PASSES},
         },
-        graceful_shutdown_timeout_s=drain,
-        graceful_shutdown_wait_loop_s=0.2,
-        health_check_period_s=2,
+        **often,
     )(Embedder).bind(settings)
     plain = ServingConfig(**{name: getattr(config, name) for name in ServingConfig.model_fields})
     gateway = serve.deployment(
+        name="Gateway",
         num_replicas=config.gateways,
         max_ongoing_requests=taken,
         ray_actor_options={"num_cpus": 0},  # it mostly waits; decode processes and searches take what embedders leave
-        graceful_shutdown_timeout_s=drain,
-        graceful_shutdown_wait_loop_s=0.2,
-        health_check_period_s=2,
-    )(Gateway).bind(plain, settings, tokens, pending, embedder)
+        **often,
+    )(Gateway if door else ProxiedGateway).bind(
+        plain, settings, tokens, pending, embedder, batch, door.path if door else ""
+    )
     try:
         serve.start(
-            proxy_location="EveryNode",
+            proxy_location="Disabled" if door else "EveryNode",
             http_options=HTTPOptions(host=config.host, port=config.port),
             logging_config=LoggingConfig(log_level="ERROR", enable_access_log=False),
         )
@@ -179,17 +189,3 @@ def _token_hashes(config: Config) -> frozenset[str]:
     if config.tokens and not tokens:
         raise BadInputError(f"--tokens {config.tokens}: it holds no token")
     return frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
-
-
-def _require_port(config: Config) -> None:
-    """Refuse at once a port that cannot be listened at; of a cluster's nodes nothing is known here."""
-    if joins_cluster(config):
-        return
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise BadInputError(f"--host {config.host} --port {config.port}: {reason}; choose another") from None

@@ -1,8 +1,9 @@
 """What a step of training computes, for each stage: its parameters, its losses, its figures on the validation split.
 
-`saliency`: the saliency branch alone, on Dice. `joint`: backbone and saliency branch, on cross-entropy + lambda * Dice + the
-instance loss. `text`: the text branch alone, on a detector's maps and on words written over the pictures (`train --branch
-text`). Source: METHOD.md "Training". Runs on the workers of `jobs.training`.
+`saliency`: the saliency branch alone, on Dice (on its teacher's grey maps too, where its weights are all that is made).
+`joint`: backbone and saliency branch, on cross-entropy + lambda * Dice + the instance loss. `text`: the text branch alone, on
+a detector's maps and on words written over the pictures (`train --branch text`). Source: METHOD.md "Training". Runs on the
+workers of `jobs.training`.
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from manet.backbone import freeze_early
-from manet.losses import binarise_at_mean, dice_loss, instance_loss, text_loss
+from manet.losses import binarise_at_mean, dice_loss, instance_loss, teacher_loss, text_loss
 from manet.metrics import pairs_average_precision
 from manet.network import JointStage, MANet, SaliencyStage, TextStage, freeze_statistics
 
@@ -196,11 +197,17 @@ class _Saliency(Steps):
         ]
 
     def _losses(self, batch: Batch) -> Losses:
-        dice = _dice(self._seen(batch["pixels"]), batch)
+        saliency = self._seen(batch["pixels"])
+        dice = _dice(saliency, batch)
+        if self._plan.branch == "saliency":
+            return {"loss": teacher_loss(saliency[:, 0], _like(batch["mask"], saliency) / 255), "dice_loss": dice}
         return {"loss": dice, "dice_loss": dice}
 
     def _figures(self, batch: Batch) -> dict[str, float]:
-        return {"dice_loss": float(self._losses(_first_views(batch))["dice_loss"])}
+        found = self._losses(_first_views(batch))
+        return {
+            name: float(value) for name, value in found.items() if name != "loss" or self._plan.branch == "saliency"
+        }
 
 
 class _Joint(Steps):

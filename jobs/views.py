@@ -106,14 +106,18 @@ def _decode(
 
 
 def _augmented(pixels: list[Any], grey: list[Any], plan: "Plan") -> tuple[Any, Any]:
-    """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]; for the text branch with words over it."""
+    """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]: like a consumer's photo; where the saliency
+    branch alone is trained, as its teacher saw it; for the text branch with words over it.
+    """
     import torch
 
-    from manet.augment import consumer_view
+    from manet.augment import consumer_view, framed_view
     from manet.lettering import lettered_view
 
     if plan.branch == "text":
         views = [lettered_view(*two, plan.train_size) for two in zip(pixels, grey, strict=True)]
+    elif plan.branch == "saliency":
+        views = [framed_view(*two) for two in zip(pixels, grey, strict=True)]
     else:
         others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
         views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]

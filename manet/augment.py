@@ -28,6 +28,22 @@ def _transform(size: int) -> v2.Compose:
     )
 
 
+@cache
+def _framing(size: int) -> v2.Compose:
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.8, 1.25), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(brightness=0.25, contrast=0.2, saturation=0.2, hue=0.02),
+        ]
+    )
+
+
+def framed_view(rgb: Array, mask: Array) -> tuple[Array, Array]:
+    """A square picture and its map, framed otherwise: what a teacher's map of the whole picture still holds for."""
+    return moved_together(rgb, mask, _framing(len(rgb)))
+
+
 def consumer_view(rgb: Array, mask: Array, other: Array) -> tuple[Array, Array]:
     """A random view of a square picture and of its saliency mask; torch's random state decides.
 

@@ -65,6 +65,17 @@ def instance_loss(descriptor_BVC: Tensor, picture_B: Tensor, temperature: float 
     return F.cross_entropy(similarity.masked_fill(left_out, float("-inf")), other_view)
 
 
+def teacher_loss(saliency_BHW: Tensor, map_BHW: Tensor) -> Tensor:
+    """Cross-entropy with a teacher's grey map + Dice with where it exceeds its own mean, a scalar: how weights of the
+    saliency branch alone are made. Dice by itself leaves nothing between 0 and 1, and a teacher's doubts are lost.
+
+    Args:
+        saliency_BHW: of the branch, in [0, 1].
+        map_BHW: the teacher's, in [0, 1].
+    """
+    return F.binary_cross_entropy(saliency_BHW, map_BHW) + dice_loss(saliency_BHW, binarise_at_mean(map_BHW))
+
+
 def text_loss(logits_BHW: Tensor, map_BHW: Tensor) -> Tensor:
     """Cross-entropy with a detector's scores + Dice with where they exceed 0.3, a scalar: how the text branch learns.
 

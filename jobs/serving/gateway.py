@@ -21,10 +21,12 @@ from cluster.telemetry import say
 from jobs.drawing import heat, jpeg
 from jobs.pictures import Picture, fetch_picture
 from jobs.serving.answers import BatchItem, IndexAnswer, Item, Items, Limits, Pair, Problem, SearchAnswer
+from jobs.serving.dispatch import MESSAGES, Dispatch
 from jobs.serving.embedder import Asked, EmbedderSettings, Seen
 from jobs.serving.fetching import Fetcher
 from jobs.serving.gallery import Edition, Gallery
 from jobs.serving.guard import Guard
+from jobs.serving.listening import listening_of, server_of
 from jobs.serving.metrics import ServingMetrics
 from jobs.serving.pictures import Decoders, Images
 from jobs.serving.refusals import Refusal, of_picture
@@ -64,9 +66,10 @@ class Wish:
     explain: int = 0
 
 
-@serve.ingress()
 class Gateway:
     """What the API's routes call.
+
+    It listens itself, at the socket that the job holds open; `ProxiedGateway` has a proxy of Ray Serve before it.
 
     Args:
         config: of the service.
@@ -74,6 +77,8 @@ class Gateway:
         tokens: sha256 of each bearer token.
         pending: searches in hand, at most.
         embedder: handle of the embedders.
+        batch: pictures of an embedder's pass.
+        door: path of the `Door` whose socket it listens at; "": others listen for it.
     """
 
     def __init__(
@@ -83,9 +88,12 @@ class Gateway:
         tokens: frozenset[str],
         pending: int,
         embedder: Any,  # noqa: ANN401 - a handle of Ray Serve
+        batch: int,
+        door: str = "",
     ) -> None:
         cv2.setNumThreads(1)
         self.config, self._tokens, self._pending, self._embedder = config, tokens, pending, embedder
+        self._dispatch = Dispatch(embedder, MESSAGES * config.embedders, batch)
         self.gallery = Gallery(config.index, nprobe=config.nprobe, refine=config.refine)
         bounded = settings.pictures.model_copy(update={"max_pixels": config.max_pixels})
         self._decoders = Decoders(bounded, config.decoders, config.picture_seconds)
@@ -102,9 +110,14 @@ class Gateway:
         self._refreshing: asyncio.Task[None] | None = None
         self._guard: Guard | None = None
         self._answered = float("-inf")  # when an embedder last did
+        self._serving: asyncio.Task[None] | None = None
+        if door:
+            listening = listening_of(door)
+            server = server_of(self.__serve_build_asgi_app__())
+            self._serving = asyncio.get_running_loop().create_task(server.serve(sockets=[listening]))
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: ANN401 - the name that Ray Serve calls
-        """The API behind its guard; called by Ray Serve once."""
+        """The API behind its guard; called once."""
         from starlette.middleware.cors import CORSMiddleware
 
         from jobs.serving.api import build_api
@@ -128,6 +141,15 @@ class Gateway:
         self._refreshing = asyncio.create_task(self._refresh())
         yield
         self._refreshing.cancel()
+
+    def check_health(self) -> None:
+        """Ray Serve's question: a gateway that has stopped listening is started anew.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        if self._serving is not None and self._serving.done():
+            raise RuntimeError("this gateway no longer listens")
 
     async def drain(self) -> tuple[str, int]:
         """Take no new search; this gateway's name, and its searches that are still in hand."""
@@ -160,7 +182,8 @@ class Gateway:
         edition, clock = self.gallery.current, _Clock()
         if wish.explain and edition.processed:
             raise Refusal(422, "no_regions", f"This index's scores are not sums of regions ({edition.processed}).")
-        allowed = await self._thread(edition.allow, wish.categories, wish.ids)
+        filtered = wish.categories or wish.ids
+        allowed = await self._thread(edition.allow, wish.categories, wish.ids) if filtered else None
         item = None if query.image_id is None else await self._thread(self._stored, edition, query.image_id)
         pixels, seen = None, None
         if item is None or wish.maps or wish.explain:
@@ -306,7 +329,7 @@ class Gateway:
         """
         for attempt in range(1, _TRIES + 1):
             try:
-                seen: Seen | None = await self._embedder.remote(asked)
+                seen = await self._dispatch(asked)
             except (RayActorError, DeploymentUnavailableError):
                 self.metrics.retries.inc()
                 await asyncio.sleep(0.2 * attempt)
@@ -368,6 +391,9 @@ class Gateway:
         edition = self.gallery.current
         self.metrics.version.set(edition.number)
         self.metrics.rows.set(len(edition.searcher))
+
+
+ProxiedGateway = serve.ingress()(Gateway)
 
 
 class _Clock:

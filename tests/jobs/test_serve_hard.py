@@ -168,6 +168,22 @@ def test_versions_and_lost_replicas_under_load(manet: Run, service: Service, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_whoever_comes_while_the_only_gateway_is_lost_waits_for_the_next(service: Service) -> None:
+    process, address = start_service(service.index)
+    try:
+        assert _kill_replica(process.pid, "Gateway") == 1
+        began = time.monotonic()
+        found = Client(address, tries=1, seconds=60).search(service.queries()[0])
+        assert len(found["results"]) == 7
+        print(f"answered after {time.monotonic() - began:.1f} s")  # noqa: T201 - shown by pytest -s
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_ends_it_soon(service: Service) -> None:
     """`timeout`, or a service manager: Ray's own processes get the signal too."""
     process, _ = start_service(service.index, group=True)

@@ -1,0 +1,114 @@
+"""One listening socket for all gateways of a machine, held open by the job itself: while a gateway that was lost comes back,
+whoever connects waits in the socket's queue. On a cluster Ray Serve's proxies listen instead, one on every node.
+
+The job hands the socket to each gateway that asks for it, over a Unix socket in a folder of its own (SCM_RIGHTS).
+"""
+
+import contextlib
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from cluster.errors import BadInputError
+
+_WAITING = 2048  # connections that no gateway has accepted yet
+
+
+class Door:
+    """A listening socket, and the Unix socket at `path` that hands it out; close it when the service ends.
+
+    Args:
+        host: address to listen at.
+        port: of it.
+
+    Raises:
+        BadInputError: nothing can listen there.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._listening = _listening(host, port)
+        self._folder = tempfile.mkdtemp(prefix="manet-serve-")  # mode 0700
+        self.path = f"{self._folder}/door"
+        self._asked = socket.socket(socket.AF_UNIX)
+        try:
+            self._asked.bind(self.path)
+        except OSError as error:
+            self.close()
+            raise BadInputError(
+                f"{self.path}: no Unix socket can be there ({error}); set TMPDIR to a short path"
+            ) from None
+        self._asked.listen()
+        threading.Thread(target=self._hand_out, name="door", daemon=True).start()
+
+    def _hand_out(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                asking, _ = self._asked.accept()
+                with asking, contextlib.suppress(OSError):  # whoever asked is gone
+                    socket.send_fds(asking, [b"1"], [self._listening.fileno()])
+
+    def close(self) -> None:
+        """Hand it to nobody any more. Gateways that have the socket may go on with it."""
+        with contextlib.suppress(OSError):
+            self._asked.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
+        self._asked.close()
+        self._listening.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(_WAITING)
+    except (OSError, OverflowError) as error:
+        found.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadInputError(f"--host {host} --port {port}: {reason}; choose another") from None
+    return found
+
+
+def listening_of(path: str) -> socket.socket:
+    """The listening socket of the `Door` at a path.
+
+    Raises:
+        OSError: there is none any more.
+    """
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(30)
+        asking.connect(path)
+        _, descriptors, _, _ = socket.recv_fds(asking, 1, 1)
+    if not descriptors:
+        raise ConnectionError("the service is ending")
+    return socket.socket(fileno=descriptors[0])
+
+
+class Server(uvicorn.Server):
+    """Uvicorn within a replica of Ray Serve, which has its own answer to signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's signals alone."""
+        yield
+
+
+def server_of(app: Any) -> Server:  # noqa: ANN401 - an ASGI app
+    """What answers HTTP with an app."""
+    return Server(
+        uvicorn.Config(
+            app,
+            backlog=_WAITING,
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            lifespan="on",
+        )
+    )
