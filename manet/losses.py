@@ -71,9 +71,10 @@ def teacher_loss(saliency_BHW: Tensor, map_BHW: Tensor) -> Tensor:
 
     Args:
         saliency_BHW: of the branch, in [0, 1].
-        map_BHW: the teacher's, in [0, 1].
+        map_BHW: the teacher's, in [0, 1]; a hair beyond it, as resizing leaves it, is cut off.
     """
-    return F.binary_cross_entropy(saliency_BHW, map_BHW) + dice_loss(saliency_BHW, binarise_at_mean(map_BHW))
+    cross_entropy = F.binary_cross_entropy(saliency_BHW, map_BHW.clamp(0, 1))
+    return cross_entropy + dice_loss(saliency_BHW, binarise_at_mean(map_BHW))
 
 
 def text_loss(logits_BHW: Tensor, map_BHW: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from manet.losses import binarise_at_mean, dice_loss, instance_loss
+from manet.losses import binarise_at_mean, dice_loss, instance_loss, teacher_loss
 
 
 def test_dice_against_loops() -> None:
@@ -64,3 +64,20 @@ def test_a_picture_that_is_shown_twice_is_not_held_against_itself() -> None:
         others = [other for other in range(10) if other == row ^ 1 or number[other // 2] != number[row // 2]]
         losses.append(torch.logsumexp(flat[others] @ flat[row] / 0.1, 0) - flat[row ^ 1] @ flat[row] / 0.1)
     assert instance_loss(twice, number).item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+
+
+def test_a_teachers_doubts_are_learned() -> None:
+    """Each cell's best value lies at the teacher's own, moved by Dice; Dice alone would make it 0 or 1."""
+    grey = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    grey[0, 0, 0] = 1 + 1e-6  # as resizing leaves it
+    logits = torch.zeros(2, 8, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(300):
+        loss = teacher_loss(torch.sigmoid(logits), grey)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    learned = torch.sigmoid(logits.detach())
+    assert (learned - grey).abs().mean() < 0.12
+    assert ((learned > 0.05) & (learned < 0.95)).float().mean() > 0.7
+    assert teacher_loss(grey.clamp(0, 1), grey) < teacher_loss(1 - grey.clamp(0, 1), grey)

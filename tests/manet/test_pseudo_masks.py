@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from manet.augment import consumer_view
+from manet.augment import consumer_view, framed_view
 from manet.errors import WeightsError
 from manet.losses import binarise_at_mean
 from manet.pseudo_masks import pseudo_mask
@@ -59,3 +59,19 @@ def test_views_move_picture_and_mask_together() -> None:
         if outside.sum() > 50:
             backgrounds.add(bool(view[outside].mean() < 150))
     assert backgrounds == {True, False}  # some before the other picture, some as they were
+
+
+def test_a_framed_view_keeps_its_map_and_its_ground() -> None:
+    disc = np.zeros((96, 96), np.uint8)
+    cv2.circle(disc, (30, 48), 20, 255, -1)  # left of the middle
+    rgb = np.where(disc[..., None] > 0, [[[220, 20, 20]]], 235).astype(np.uint8)
+    torch.manual_seed(0)
+    sides = set()
+    for _ in range(20):
+        view, mask = framed_view(rgb, disc)
+        redness = view[..., 0].astype(int) - view[..., 1]
+        inside, outside = mask > 250, mask < 5
+        assert redness[inside].mean() > 60 and abs(redness[outside]).mean() < 25
+        columns = np.nonzero(inside)[1]
+        sides.add(bool(columns.mean() > 48))
+    assert sides == {True, False}  # mirrored or not
