@@ -11,8 +11,8 @@ Writes `model.safetensors`, `config.json` and `metrics.json`.
   manet train --branch text --fewshot s3://shop/fewshot --out s3://shop/text --text efficientnet-lite0 --batch-size 16
 
 trains the text branch alone: on a text detector's maps of the pictures (OUT/masks) and on words written over them. Writes
-`text.safetensors` (float16), for --text-weights, and `metrics.json`. `--branch saliency` ends after the saliency stage and
-writes `saliency.safetensors`, for --saliency-weights.
+`text.safetensors` (float16), for --text-weights, and `metrics.json`. `--branch saliency` trains the
+saliency branch alone, on a teacher's grey maps; it writes `saliency.safetensors`, for --saliency-weights.
 """
 
 import json

@@ -96,7 +96,8 @@ class Plan(BaseModel):
     def score(self, row: Mapping[str, Any]) -> float:
         """How good an epoch is, by a figure of the last stage; one of another stage, or one that has diverged, is behind all."""
         last = self.stage(self.saliency_epochs + self.epochs - 1)
-        name, sign = {"saliency": ("val_dice_loss", -1), "joint": ("val_map@7", 1), "text": ("val_text_loss", -1)}[last]
+        saliency = "val_loss" if self.branch == "saliency" else "val_dice_loss"
+        name, sign = {"saliency": (saliency, -1), "joint": ("val_map@7", 1), "text": ("val_text_loss", -1)}[last]
         return sign * float(row[name]) if row.get("stage") == last and math.isfinite(row[name]) else _BEHIND
 
     def is_over(self, history: Sequence[Mapping[str, Any]]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from manet.errors import InputError
+from manet.folding import folded
 from manet.images import auto_batch
 from manet.names import NEED_TEXT, DescriptorName, Features, PoolingName, Precision
 from manet.network import MANet, Maps, features_of
@@ -18,6 +19,7 @@ from manet.pooling import dead_rows, pool, sr_mac_parts
 from manet.regions import rmac_regions
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_FOLDED = 1e-3  # of a map's largest value: how far folding may move it (rounding moves it by 1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Describer:
     by the shape. So one picture alone, a part of a gallery and a set of queries come out alike.
 
     Args:
-        network: the model.
+        network: the model; a copy of it describes, its batch norms folded into its convolutions where that changes nothing.
         names: descriptors wanted; one pass serves all.
         device: cpu or cuda.
         batch_size: pictures of one pass; 0: by the pictures' size on a CPU, the largest that fits on a GPU (found by trying).
@@ -77,7 +79,7 @@ class Describer:
             raise InputError("torch finds no CUDA device on this node; see to its driver, or ask for no GPU")
         if network.text is None and (lost := [name for name in names if name.partition("@")[2] in NEED_TEXT]):
             raise InputError(f"descriptor {lost[0]}: the model has no text branch; leave it out")
-        self._network = network.eval().to(device).to(memory_format=torch.channels_last)
+        self._network = _folded(network.eval()).to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype, self._scales = getattr(torch, precision), tuple(scales)
         self.dim = network.backbone.channels
@@ -209,6 +211,20 @@ class Describer:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
         return fits
+
+
+def _folded(network: MANet) -> MANet:
+    """A network with its batch norms folded; as it is, where a convolution's output is used elsewhere too."""
+    draw = torch.Generator().manual_seed(0)
+    example = torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8, generator=draw)
+    found = folded(network, example)
+    with torch.inference_mode():
+        before, after = network(example), found(example)
+    for field in fields(before):
+        one, other = getattr(before, field.name), getattr(after, field.name)
+        if one is not None and (one - other).abs().max() > _FOLDED * one.abs().max() and "salient" not in field.name:
+            return network
+    return found
 
 
 def _scaled(batch_BSS3: torch.Tensor, scale: float) -> torch.Tensor:

@@ -56,7 +56,7 @@ class Config(SessionConfig):
     pictures: int = Field(default=64, ge=1)
     """Queries that take turns."""
     levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 1.0, 1.2, 3.0)
-    """Offered rates, as shares of the bare model's."""
+    """Offered rates, as shares of the bare model's; one that is given several times counts by its median."""
     seconds: float = Field(default=20.0, gt=0)
     """Seconds of each level, and of each measurement of the bare model."""
     out: str = ""
@@ -90,7 +90,10 @@ def run(config: Config) -> dict[str, Any]:
             row = outcome.row()
             rows.append({"level": level, **row, "of_bare": round(row["served"] / (sum(bare[-2:]) / 2), 3)})
             say(f"bench serve: {rows[-1]}")
-    peak = max(rows, key=lambda row: float(row["of_bare"]))
+    shares = {
+        level: float(np.median([row["of_bare"] for row in rows if row["level"] == level])) for level in config.levels
+    }
+    peak = max(shares.values())
     summary = {
         "kind": "bench",
         "rows": index.manifest.summary["rows"],
@@ -98,9 +101,8 @@ def run(config: Config) -> dict[str, Any]:
         "batch": spec.batch_size or auto_batch(pictures.size),
         "embedders": config.embedders,
         "bare_model": [round(each, 2) for each in bare],
-        "peak": peak["served"],
-        "peak_of_bare": peak["of_bare"],
-        "overload_of_peak": round(rows[-1]["of_bare"] / peak["of_bare"], 3),
+        "peak_of_bare": round(peak, 3),
+        "overload_of_peak": round(shares[config.levels[-1]] / peak, 3),
         "levels": rows,
     }
     say_table(rows)

@@ -74,9 +74,9 @@ class Embedder:
         """Length of its descriptors."""
         return self._describer.dim
 
-    async def __call__(self, asked: list[Asked]) -> list[Seen | None]:
-        """Describe pictures; None: a feature map is dead."""
-        return list(await asyncio.gather(*map(self._together, asked)))
+    async def __call__(self, asked: list[Asked]) -> list[Seen | BaseException | None]:
+        """Describe pictures; for each what was seen, None where its feature map is dead, or what its pass raised."""
+        return list(await asyncio.gather(*map(self._together, asked), return_exceptions=True))
 
     def _observe(self, asked: list[Asked]) -> list[Seen | None]:
         pixels = np.stack([each.pixels for each in asked])

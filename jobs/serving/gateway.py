@@ -21,7 +21,7 @@ from cluster.telemetry import say
 from jobs.drawing import heat, jpeg
 from jobs.pictures import Picture, fetch_picture
 from jobs.serving.answers import BatchItem, IndexAnswer, Item, Items, Limits, Pair, Problem, SearchAnswer
-from jobs.serving.dispatch import MESSAGES, Dispatch
+from jobs.serving.dispatch import MESSAGES, Dispatch, LostError
 from jobs.serving.embedder import Asked, EmbedderSettings, Seen
 from jobs.serving.fetching import Fetcher
 from jobs.serving.gallery import Edition, Gallery
@@ -93,7 +93,7 @@ class Gateway:
     ) -> None:
         cv2.setNumThreads(1)
         self.config, self._tokens, self._pending, self._embedder = config, tokens, pending, embedder
-        self._dispatch = Dispatch(embedder, MESSAGES * config.embedders, batch)
+        self._dispatch = Dispatch(embedder, max(1, MESSAGES * config.embedders // config.gateways), batch)
         self.gallery = Gallery(config.index, nprobe=config.nprobe, refine=config.refine)
         bounded = settings.pictures.model_copy(update={"max_pixels": config.max_pixels})
         self._decoders = Decoders(bounded, config.decoders, config.picture_seconds)
@@ -149,7 +149,8 @@ class Gateway:
             RuntimeError: it has.
         """
         if self._serving is not None and self._serving.done():
-            raise RuntimeError("this gateway no longer listens")
+            cause = None if self._serving.cancelled() else self._serving.exception()
+            raise RuntimeError("this gateway no longer listens") from cause
 
     async def drain(self) -> tuple[str, int]:
         """Take no new search; this gateway's name, and its searches that are still in hand."""
@@ -330,7 +331,7 @@ class Gateway:
         for attempt in range(1, _TRIES + 1):
             try:
                 seen = await self._dispatch(asked)
-            except (RayActorError, DeploymentUnavailableError):
+            except (RayActorError, DeploymentUnavailableError, LostError):
                 self.metrics.retries.inc()
                 await asyncio.sleep(0.2 * attempt)
                 continue

@@ -5,10 +5,12 @@ The job hands the socket to each gateway that asks for it, over a Unix socket in
 """
 
 import contextlib
+import os
 import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,8 @@ import uvicorn
 from cluster.errors import BadInputError
 
 _WAITING = 2048  # connections that no gateway has accepted yet
+_PAUSE_S = 0.2
+_KEEP_ALIVE_S = 90  # of an idle connection: longer than a reverse proxy keeps it, which would send on a closed one
 
 
 class Door:
@@ -32,28 +36,32 @@ class Door:
 
     def __init__(self, host: str, port: int) -> None:
         self._listening = _listening(host, port)
-        self._folder = tempfile.mkdtemp(prefix="manet-serve-")  # mode 0700
-        self.path = f"{self._folder}/door"
         self._asked = socket.socket(socket.AF_UNIX)
+        self._open, self._folder, self.path = True, "", ""
         try:
+            self._folder = tempfile.mkdtemp(prefix="manet-serve-")  # mode 0700
+            self.path = f"{self._folder}/door"
             self._asked.bind(self.path)
         except OSError as error:
             self.close()
-            raise BadInputError(
-                f"{self.path}: no Unix socket can be there ({error}); set TMPDIR to a short path"
-            ) from None
+            where = self.path or "TMPDIR"
+            raise BadInputError(f"{where}: no Unix socket can be there ({error}); set TMPDIR to a short path") from None
         self._asked.listen()
         threading.Thread(target=self._hand_out, name="door", daemon=True).start()
 
     def _hand_out(self) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
+        while self._open:
+            try:
                 asking, _ = self._asked.accept()
-                with asking, contextlib.suppress(OSError):  # whoever asked is gone
-                    socket.send_fds(asking, [b"1"], [self._listening.fileno()])
+            except OSError:  # closed; or no descriptor is free for now
+                time.sleep(_PAUSE_S)
+                continue
+            with asking, contextlib.suppress(OSError):  # whoever asked is gone
+                socket.send_fds(asking, [b"1"], [self._listening.fileno()])
 
     def close(self) -> None:
         """Hand it to nobody any more. Gateways that have the socket may go on with it."""
+        self._open = False
         with contextlib.suppress(OSError):
             self._asked.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
         self._asked.close()
@@ -87,6 +95,7 @@ def listening_of(path: str) -> socket.socket:
         _, descriptors, _, _ = socket.recv_fds(asking, 1, 1)
     if not descriptors:
         raise ConnectionError("the service is ending")
+    os.set_inheritable(descriptors[0], False)
     return socket.socket(fileno=descriptors[0])
 
 
@@ -105,6 +114,7 @@ def server_of(app: Any) -> Server:  # noqa: ANN401 - an ASGI app
         uvicorn.Config(
             app,
             backlog=_WAITING,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             access_log=False,
             log_config=None,
             proxy_headers=False,

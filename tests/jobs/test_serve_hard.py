@@ -6,18 +6,21 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from PIL import Image
 
 from manet.client import Client, ServiceError
+from tests.clusters import RealCluster
 from tests.conftest import Run
 from tests.jobs.conftest import MAX_BODY, Service, start_service
 from tests.jobs.helpers import summary_of
@@ -181,6 +184,40 @@ def test_whoever_comes_while_the_only_gateway_is_lost_waits_for_the_next(service
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_on_a_cluster_a_caller_that_leaves_costs_no_other_its_answer(service: Service) -> None:
+    """Ray Serve's proxies listen there, and cancel what a caller began when it leaves; messages carry many callers' pictures."""
+    query = service.queries()[0].read_bytes()
+    with RealCluster(head_cpus=2) as cluster:
+        token: dict[str, Any] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
+        flags = ("--ray-address", cluster.gcs, "--pending", "64")
+        process, address = start_service(service.index, *flags, **token)
+        try:
+            with concurrent.futures.ThreadPoolExecutor(6) as pool:
+                others = [pool.submit(Client(address, tries=1, seconds=15).search, query) for _ in range(150)]
+                while not all(other.done() for other in others):
+                    leaving = _send_batch(address, [query] * 24)
+                    time.sleep(random.uniform(0.05, 0.3))
+                    leaving.close()
+            assert all(len(other.result()["results"]) == 7 for other in others)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+
+
+def _send_batch(address: str, pictures: list[bytes]) -> socket.socket:
+    """Send a batch and wait for nothing; the connection."""
+    part = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="q"\r\n\r\n'
+    body = b"".join(part + picture + b"\r\n" for picture in pictures) + b"--b--\r\n"
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), 30)
+    head = f"POST /v1/search:batch HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + body)
+    return connection
 
 
 @pytest.mark.slow

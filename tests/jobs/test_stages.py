@@ -115,6 +115,8 @@ def test_training_stops_when_the_last_stage_gets_no_better() -> None:
     assert plan.is_over(rows(0.5, float("nan"), float("nan")))
     assert plan.score(rows(float("nan"))[1]) == plan.score(rows()[0]) < plan.score(rows(0)[1])
     only = Plan(**{**PLAN, "patience": 1, "branch": "saliency", "epochs": 0, "saliency_epochs": 4})
-    losses: list[dict[str, Any]] = [{"stage": "saliency", "val_dice_loss": loss} for loss in (0.3, 0.2, 0.25)]
+    losses: list[dict[str, Any]] = [
+        {"stage": "saliency", "val_loss": loss, "val_dice_loss": 0.1 - loss} for loss in (0.3, 0.2, 0.25)
+    ]
     assert not only.is_over(losses[:2])
     assert only.is_over(losses)
