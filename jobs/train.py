@@ -58,7 +58,8 @@ class Config(JobConfig):
     backbone_weights: str = "pip:efficientnet-lite0"
     """Its weights: pip:NAME, a file, a store URI, `pretrained` (downloads), or `random`."""
     saliency_weights: str = "pip:efficientnet-lite0"
-    """Weights that the saliency branch starts from, as --backbone-weights: of its encoder, or a file of the whole branch."""
+    """Weights that the saliency branch starts from, as --backbone-weights: of its encoder; or own:saliency-lite0, or a file of
+    the whole branch."""
     pseudo_masks: str = "pip:u2netp"
     """What marks the product for the saliency loss: `classical` (no weights), pip:u2netp, an ONNX salient-object net, or
     `rendered`, the exact masks of a catalogue that `manet render` made."""

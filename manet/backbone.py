@@ -129,12 +129,18 @@ def mean_std(name: str, net: nn.Module) -> tuple[tuple[float, ...], tuple[float,
 
 
 def load_pretrained(
-    net: nn.Module, name: str, spec: str, fetch: Fetch | None = None, *, branch: nn.Module | None = None
+    net: nn.Module,
+    name: str,
+    spec: str,
+    fetch: Fetch | None = None,
+    *,
+    branch: nn.Module | None = None,
+    whole: bool = False,
 ) -> None:
     """Fill a network made by `create` from a weights spec (see `manet.weights`).
 
     A network without a classifier takes what it has from a file that has one. Where `net` is the `encoder` of a `branch`,
-    a file of the whole branch fills all of that.
+    a file of the whole branch fills all of that; with `whole` nothing less is taken.
 
     Raises:
         WeightsError: the weights are not there or not this network's.
@@ -148,7 +154,7 @@ def load_pretrained(
         tensors = read_tensors(resolve(spec, fetch))
         if spec == "pip:efficientnet-lite0" and name == "efficientnet-lite0":
             tensors = _as_timm_names(tensors, name)
-    if branch is not None and any(key.startswith("encoder.") for key in tensors):
+    if branch is not None and (whole or any(key.startswith("encoder.") for key in tensors)):
         load_into(branch, tensors, spec)
     else:
         load_into(net, {**tensors, **_flattened(tensors, net)}, spec, strict=False)

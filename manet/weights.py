@@ -56,7 +56,10 @@ _SHIPPED = {
     ),
 }
 TRAINED = Path(__file__).parent / "trained"
-_OWN = {"east-lite0": "1c095d9a9383a5b2145a1c12f207714a51740ff56a63497e0bdf4e0ae033e4b7"}  # sha256 by name
+_OWN = {  # sha256 by name
+    "east-lite0": "1c095d9a9383a5b2145a1c12f207714a51740ff56a63497e0bdf4e0ae033e4b7",
+    "saliency-lite0": "1e028430a08021f1280591e46123a1b560422fe1a3e3abf07506b588103d34c9",
+}
 
 
 def resolve(spec: str, fetch: Fetch | None = None) -> Path:

@@ -16,6 +16,7 @@ from jobs.drawing import heat, jpeg
 from jobs.inputs import fetch_weights, local_copy, open_model, open_table
 from jobs.masks import SIZES, MapKind, teacher
 from jobs.pictures import Picture, load_picture
+from manet.backbone import load_pretrained
 from manet.checkpoint import load_model
 from manet.errors import PictureError
 from manet.losses import TEXT_THRESHOLD, binarise_at_mean
@@ -45,9 +46,10 @@ def measure(config: Config) -> dict[str, Any]:
             maps = network(torch.from_numpy(picture)[None])
             small = cv2.resize(picture, (SIZES["saliency"],) * 2, interpolation=cv2.INTER_AREA)
             wanted: dict[MapKind, Grey] = {"saliency": teachers["saliency"](small) / np.float32(255)}
+            mirrored = teachers["saliency"](np.ascontiguousarray(small[:, ::-1]))[:, ::-1] / np.float32(255)
             if "text" in teachers:
                 wanted["text"] = teachers["text"](picture) / np.float32(255)
-            seen.add(maps, wanted)
+            seen.add(maps, wanted, mirrored)
             if place in shown:
                 tiles.append(_row(picture, maps, wanted))
             meter.advance(1)
@@ -62,6 +64,11 @@ def measure(config: Config) -> dict[str, Any]:
 
 def _network(config: Config) -> MANet:
     network = load_model(local_copy(open_model(config.model)))
+    if config.saliency_weights != "none":
+        branch = network.saliency
+        load_pretrained(
+            branch.encoder, network.config.saliency, config.saliency_weights, fetch_weights, branch=branch, whole=True
+        )
     if config.text == "none":
         if config.text_weights != "none":
             raise BadInputError(f"--text-weights {config.text_weights}: --text names their network")
@@ -86,25 +93,22 @@ class _Seen:
     def __init__(self) -> None:
         self._scores: list[Grey] = []
         self._text: list[Grey] = []
-        self._saliency: list[tuple[float, float, float]] = []
+        self._saliency: list[tuple[float, ...]] = []
 
-    def add(self, maps: Maps, wanted: dict[MapKind, Grey]) -> None:
+    def add(self, maps: Maps, wanted: dict[MapKind, Grey], mirrored: Grey) -> None:
         grey = wanted["saliency"]
         s = cv2.resize(maps.saliency_B1hw[0, 0].numpy(), grey.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        own, mask = (binarise_at_mean(torch.from_numpy(each)[None])[0].numpy() > 0 for each in (s, grey))
-        union = float((own | mask).sum())
-        overlap = float((own & mask).sum()) / union if union else 1.0
-        self._saliency.append((overlap, float(np.abs(s - mask).mean()), float(np.abs(s - grey).mean())))
+        self._saliency.append((*_beside(s, grey), *_beside(mirrored, grey)))
         if "text" in wanted and maps.text_B1hw is not None:
             self._scores.append(_whole(maps.text_B1hw, wanted["text"])[::_EVERY, ::_EVERY].ravel())
             self._text.append(wanted["text"][::_EVERY, ::_EVERY].ravel() > TEXT_THRESHOLD)
 
     def figures(self) -> dict[str, float]:
-        overlap, error, grey_error = np.mean(self._saliency, 0)
+        names = ("iou", "error", "grey_error")
+        means = np.mean(self._saliency, 0)
         found = {
-            "saliency_iou": round(float(overlap), 4),
-            "saliency_error": round(float(error), 4),
-            "saliency_grey_error": round(float(grey_error), 4),
+            f"saliency_{name}": round(float(value), 4)
+            for name, value in zip([*names, *(f"mirrored_{name}" for name in names)], means, strict=True)
         }
         if not self._text:
             return found
@@ -115,6 +119,16 @@ class _Seen:
             )
         auc = float(roc_auc_score(text, np.concatenate(self._scores)))
         return {**found, "text_auc": round(auc, 4), "text_share": round(float(text.mean()), 5)}
+
+
+def _beside(own: Grey, grey: Grey) -> tuple[float, float, float]:
+    """Overlap of two maps binarised at their means; how far the first is from the other's mask, and from the other."""
+    one, mask = (
+        binarise_at_mean(torch.from_numpy(np.ascontiguousarray(each))[None])[0].numpy() > 0 for each in (own, grey)
+    )
+    union = float((one | mask).sum())
+    overlap = float((one & mask).sum()) / union if union else 1.0
+    return overlap, float(np.abs(own - mask).mean()), float(np.abs(own - grey).mean())
 
 
 def _whole(logits_B1hw: torch.Tensor, like: Grey) -> Grey:

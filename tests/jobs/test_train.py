@@ -118,7 +118,9 @@ def test_the_text_branch_is_trained_alone_measured_and_taken_in(
 
 
 @pytest.mark.slow
-def test_the_saliency_branch_is_trained_alone_and_taken_in(manet: Run, fewshot: Path, tmp_path: Path) -> None:
+def test_the_saliency_branch_is_trained_alone_and_taken_in(
+    manet: Run, fewshot: Path, shop: Path, tmp_path: Path
+) -> None:
     flags = ["--fewshot", fewshot, "--pseudo-masks", "classical", "--size", 64, "--train-size", 64, "--batch-size", 16]
     flags += ["--masks", tmp_path / "masks", "--saliency-epochs", 1]
     branch = tmp_path / "branch"
@@ -130,6 +132,23 @@ def test_the_saliency_branch_is_trained_alone_and_taken_in(manet: Run, fewshot: 
     )
     assert summary_of(done)["val_dice_loss"] == again["val_dice_loss"]
     assert again["dice_loss"] < first["dice_loss"]  # it went on from what was learned
+    bench = (
+        "bench",
+        "maps",
+        "--model",
+        tmp_path / "model",
+        "--queries",
+        shop / "queries",
+        "--pictures",
+        6,
+        "--pseudo-masks",
+        "classical",
+    )
+    own, other = (summary_of(manet(*bench, *more)) for more in ((), ("--saliency-weights", "own:saliency-lite0")))
+    assert (
+        own["saliency_mirrored_iou"] == other["saliency_mirrored_iou"] > 0.9
+        and own["saliency_iou"] != other["saliency_iou"]
+    )
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from manet.backbone import Backbone, create, freeze_early, load_pretrained
 from manet.checkpoint import save_branch
 from manet.config import NetworkConfig
 from manet.errors import InputError, WeightsError
-from manet.network import InitialWeights, MANet, initial
+from manet.network import InitialWeights, MANet, as_rgb, initial
+from manet.rendered.catalogue import Catalogue
 from manet.weights import load_into, read_tensors, resolve
 
 
@@ -20,9 +21,14 @@ def test_pip_weights_are_the_ones_known() -> None:
 
 def test_own_weights_are_those_of_their_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = NetworkConfig(text="efficientnet-lite0")
-    network = initial(config, InitialWeights(backbone="random", saliency="random", text="own:east-lite0"))
+    network = initial(config, InitialWeights(backbone="random", saliency="own:saliency-lite0", text="own:east-lite0"))
     assert network.text is not None
-    assert resolve("own:east-lite0").stat().st_size < 10e6
+    assert all(resolve(f"own:{name}").stat().st_size < 10e6 for name in ("east-lite0", "saliency-lite0"))
+    studio = Catalogue(seed=0, products=4).studio(1, 0, 256)
+    with torch.inference_mode():
+        saliency = network.eval().saliency(as_rgb(torch.from_numpy(studio.rgb)[None]))[0, 0]
+    product = torch.from_numpy(studio.mask)[::4, ::4] > 127
+    assert saliency[product].mean() > 0.7 and saliency[~product].mean() < 0.3
     with pytest.raises(WeightsError, match="the package has own:east-lite0"):
         resolve("own:other")
     monkeypatch.setattr(weights, "TRAINED", tmp_path)
