@@ -1,5 +1,6 @@
 """`jobs.decoding`: real decode processes that crash, hang and are killed."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ def test_memory_is_bounded_and_what_libraries_say_goes_nowhere(
 
 
 def test_closing_leaves_no_process_and_no_pipe(decoder: Decoder) -> None:
+    gc.collect()  # what other tests left open is closed now, or not before the end
     before = {path.name for path in Path("/proc/self/fd").iterdir()}
     _decoded(decoder, [JPEG, b"crash"])
     decoder.decode([JPEG], np.zeros((1, 32, 32, 3), np.uint8))
@@ -86,7 +88,7 @@ def test_closing_leaves_no_process_and_no_pipe(decoder: Decoder) -> None:
     assert process is not None
     decoder.close()
     assert process.returncode == -signal.SIGKILL
-    assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} <= before
 
 
 def test_a_process_that_cannot_start_fails_the_job() -> None:
