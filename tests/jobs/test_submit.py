@@ -139,7 +139,7 @@ def test_the_working_directory_holds_the_program_alone(tmp_path: Path) -> None:
     files, size = stage(tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(names) == files
-    assert size < 12 << 20
+    assert size < 16 << 20  # 12.1 MiB of it are the weights in manet/trained
     assert {"jobs/cli.py", "jobs/report.html.j2", "manet/network.py", "cluster/storage.py"} <= names
     assert {name.split("/")[0] for name in names} == {"jobs", "manet", "cluster"}
     assert not [name for name in names if "__pycache__" in name or "/." in name]
