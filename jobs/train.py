@@ -61,8 +61,9 @@ class Config(JobConfig):
     """Weights that the saliency branch starts from, as --backbone-weights: of its encoder; or own:saliency-lite0, or a file of
     the whole branch."""
     pseudo_masks: str = "pip:u2netp"
-    """What marks the product for the saliency loss: `classical` (no weights), pip:u2netp, an ONNX salient-object net, or
-    `rendered`, the exact masks of a catalogue that `manet render` made."""
+    """What marks the product for the saliency loss: `classical` (no weights), own:saliency-lite0 (or a file that --branch
+    saliency wrote), pip:u2netp, an ONNX salient-object net, or `rendered`, the exact masks of a catalogue that `manet render`
+    made."""
     attention: Attention = "s*f"
     """How saliency weighs the backbone's features."""
     text: str = "none"

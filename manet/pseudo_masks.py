@@ -9,9 +9,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
+from manet.config import NetworkConfig
 from manet.errors import WeightsError
-from manet.weights import Fetch, resolve
+from manet.network import as_rgb
+from manet.saliency import SaliencyNet
+from manet.weights import Fetch, load_into, read_tensors, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _NET_SIDE = 320  # px: input of U2-Net and its kin
@@ -22,7 +26,8 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     """A function from uint8 RGB [h, w, 3] to saliency float32 [h, w] in [0, 1].
 
     Args:
-        source: `classical`, or an ONNX salient-object network (`pip:u2netp`, a path, a URI).
+        source: `classical`; a saliency branch of MANet (`own:saliency-lite0`, or a .safetensors file that `train --branch
+            saliency` wrote); or an ONNX salient-object network (`pip:u2netp`); files by path or URI.
         fetch: as in `manet.weights.resolve`.
 
     Raises:
@@ -30,8 +35,26 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     """
     if source == "classical":
         return classical
-    net = read_network(cv2.dnn.readNetFromONNX, resolve(source, fetch), source)
+    path = resolve(source, fetch)
+    if path.suffix == ".safetensors":
+        return _by_branch(path, source)
+    net = read_network(cv2.dnn.readNetFromONNX, path, source)
     return lambda rgb: _by_network(net, rgb)
+
+
+def _by_branch(path: Path, source: str) -> Callable[[Array], Array]:
+    made_for = NetworkConfig()
+    branch = SaliencyNet(made_for.saliency, made_for.saliency_size)
+    load_into(branch, read_tensors(path), source)
+    branch.eval().to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def seen(rgb: Array) -> Array:
+        found = branch(as_rgb(torch.from_numpy(np.ascontiguousarray(rgb))[None]))[0, 0].numpy()
+        grey: Array = cv2.resize(found, (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_LINEAR)
+        return grey
+
+    return seen
 
 
 def read_network(read: Callable[[str], Any], path: Path, source: str) -> Any:  # noqa: ANN401 - cv2.dnn.Net

@@ -1,16 +1,23 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from manet.augment import consumer_view, framed_view
+from manet.config import NetworkConfig
 from manet.errors import WeightsError
 from manet.losses import binarise_at_mean
+from manet.network import MANet, as_rgb
 from manet.pseudo_masks import pseudo_mask
 from manet.rendered.catalogue import Catalogue
+from manet.weights import read_tensors, resolve
 
 
-@pytest.mark.parametrize(("source", "least"), [("classical", 0.6), ("pip:u2netp", 0.75)])
+@pytest.mark.parametrize(("source", "least"), [("classical", 0.6), ("pip:u2netp", 0.75), ("own:saliency-lite0", 0.7)])
 def test_masks_find_the_product_on_white(source: str, least: float) -> None:
     """Intersection over union with the rendered truth, mean of twelve studio pictures."""
     mask_of = pseudo_mask(source)
@@ -37,6 +44,20 @@ def test_a_broken_network_is_named(tmp_path_factory: pytest.TempPathFactory) -> 
     path.write_bytes(b"not a network")
     with pytest.raises(WeightsError, match=r"broken\.onnx: OpenCV cannot read"):
         pseudo_mask(str(path))
+
+
+def test_a_branch_that_was_trained_here_gives_its_own_map(tmp_path: Path) -> None:
+    """The file that `train --branch saliency` writes, by the network that MANet has; another network's weights are refused."""
+    rgb = Catalogue(seed=0, products=4).studio(1, 0, 192).rgb
+    network = MANet(NetworkConfig())
+    network.saliency.load_state_dict(read_tensors(resolve("own:saliency-lite0")))
+    with torch.inference_mode():
+        wanted = network.eval().saliency(as_rgb(torch.from_numpy(rgb)[None]))
+    wanted = F.interpolate(wanted, size=rgb.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
+    np.testing.assert_allclose(pseudo_mask("own:saliency-lite0")(rgb), wanted, atol=2e-3)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"other\.safetensors: .* is missing; these are another network's weights"):
+        pseudo_mask(str(tmp_path / "other.safetensors"))
 
 
 def test_views_move_picture_and_mask_together() -> None:
