@@ -235,6 +235,7 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=cast(Any, ray.train.FailureConfig)(max_failures=0 if elastic else plan.retries, **failures),
+            callbacks=[] if elastic else [_failures_told(progress, plan.retries)],
             checkpoint_config=cast(Any, ray.train.CheckpointConfig)(num_to_keep=2, **by_score),
         ),
         datasets={split: stream_of(masks, split, plan, clock) for split in ("train", "val")},
@@ -242,18 +243,38 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
     )
 
 
+def _failures_told(progress: Any, retries: int) -> Any:  # noqa: ANN401 - of Ray Train, imported lazily
+    """What Ray Train calls when workers failed: the driver is told, unless that ends the run, which says it itself."""
+    from ray.train import UserCallback
+
+    class Failures(UserCallback):
+        left = retries
+
+        def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+            if self.left > 0:
+                progress.put({"failed": f"{_line(worker_exceptions)}; starting again from the newest checkpoint"})
+            self.left -= 1
+
+    return Failures()
+
+
 def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptions.TrainingFailedError, imported lazily
     """What ended training, in one line: the first failed worker's own error where it has one."""
     failures = getattr(error, "worker_failures", None) or {}
     first = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
-    first = getattr(first, "cause", None) or first
-    if isinstance(first, (ClusterError, ManetError)):
-        return first
+    own = getattr(first, "cause", None) or first
+    if isinstance(own, (ClusterError, ManetError)):
+        return own
+    line = _line(failures or {-1: first})
+    return JobFailedError(f"training failed: {line}; the same command goes on from the newest checkpoint")
+
+
+def _line(failures: Mapping[int, Any]) -> str:
+    """The first failure's last line, and whose it is; -1: the controller's own."""
+    rank = min(failures)
+    first = getattr(failures[rank], "cause", None) or failures[rank]
     lines = [line.strip() for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
-    worker = f"worker {min(failures)}: " if failures else ""
-    return JobFailedError(
-        f"training failed: {worker}{lines[-1][:300]}; the same command goes on from the newest checkpoint"
-    )
+    return (f"worker {rank}: " if rank >= 0 else "") + lines[-1][:300]
 
 
 def _listen(progress: Any, meter: Meter, store: Store) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily

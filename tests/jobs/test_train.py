@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -172,6 +173,36 @@ def test_a_killed_training_goes_on_from_its_checkpoint(manet: Run, fewshot: Path
     model = open_artifact(str(out), "model")
     assert {part.name for part in model.manifest.parts} == {"model.safetensors", "config.json", "metrics.json"}
     model.verify()
+    summary_of(manet(*command, tmp_path / "calm", timeout=400))
+    assert checksums(out, "model") == checksums(tmp_path / "calm", "model")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_told_of_and_replaced(manet: Run, fewshot: Path, tmp_path: Path) -> None:
+    """kill -9 of the training worker within each stage: the run says so, and ends with the bits of a calm one."""
+    out = tmp_path / "model"
+    flags = ["--pseudo-masks", "classical", "--size", 64, "--train-size", 64, "--saliency-epochs", 2, "--epochs", 2]
+    command = ["train", "--fewshot", fewshot, *flags, "--batch-size", 16, "--masks", tmp_path / "masks", "--out"]
+    stderr = tmp_path / "stderr"
+    with stderr.open("wb") as file:
+        arguments = [sys.executable, "-m", "jobs", *map(str, [*command, out])]
+        driver = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file, env={**os.environ})
+    try:
+        for epoch in ("epoch 0, stage saliency", "epoch 2, stage joint"):
+            deadline = time.monotonic() + 240
+            while epoch not in stderr.read_text():
+                assert driver.poll() is None, "the run ended before its worker could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            children = psutil.Process(driver.pid).children(recursive=True)
+            (worker,) = [child for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+            worker.kill()
+        assert driver.wait(400) == 0
+    finally:
+        driver.kill()
+    said = stderr.read_text()
+    assert said.count("train: failed worker 0: ") == 2
+    assert said.count("starting again from the newest checkpoint") == 2
     summary_of(manet(*command, tmp_path / "calm", timeout=400))
     assert checksums(out, "model") == checksums(tmp_path / "calm", "model")
 
