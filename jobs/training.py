@@ -252,7 +252,7 @@ def _failures_told(progress: Any, retries: int) -> Any:  # noqa: ANN401 - of Ray
 
         def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
             if self.left > 0:
-                progress.put({"failed": f"{_line(worker_exceptions)}; starting again from the newest checkpoint"})
+                progress.put({"failed": f"{line_of(worker_exceptions)}; starting again from the newest checkpoint"})
             self.left -= 1
 
     return Failures()
@@ -265,16 +265,17 @@ def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptio
     own = getattr(first, "cause", None) or first
     if isinstance(own, (ClusterError, ManetError)):
         return own
-    line = _line(failures or {-1: first})
+    line = line_of(failures or {-1: first})
     return JobFailedError(f"training failed: {line}; the same command goes on from the newest checkpoint")
 
 
-def _line(failures: Mapping[int, Any]) -> str:
-    """The first failure's last line, and whose it is; -1: the controller's own."""
+def line_of(failures: Mapping[int, Any]) -> str:
+    """Of the first failure the line that says why, and whose it is; -1: the controller's own."""
     rank = min(failures)
     first = getattr(failures[rank], "cause", None) or failures[rank]
     lines = [line.strip() for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
-    return (f"worker {rank}: " if rank >= 0 else "") + lines[-1][:300]
+    why = next((line for line in lines if "low on memory" in line), lines[-1])  # Ray's advice goes on for lines
+    return (f"worker {rank}: " if rank >= 0 else "") + why[:300]
 
 
 def _listen(progress: Any, meter: Meter, store: Store) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily

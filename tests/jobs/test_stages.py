@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from jobs.stages import joint_losses
-from jobs.training import Plan
+from jobs.training import Plan, line_of
 from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
 from manet.network import InitialWeights, JointStage, MANet, initial
@@ -120,3 +120,14 @@ def test_training_stops_when_the_last_stage_gets_no_better() -> None:
     ]
     assert not only.is_over(losses[:2])
     assert only.is_over(losses)
+
+
+def test_why_a_worker_failed_is_one_line() -> None:
+    """Ray's own text for a node without memory ends in advice, a traceback in what was raised."""
+    memory = Exception(
+        "ray.exceptions.OutOfMemoryError: the node is running low on memory: 21 of 23 GB\n\nRefer to the docs"
+    )
+    raised = Exception("Traceback (most recent call last):\n  File x\nValueError: no such layer\n")
+    assert line_of({3: memory, 5: raised}) == f"worker 3: {str(memory).splitlines()[0]}"
+    assert line_of({-1: raised}) == "ValueError: no such layer"
+    assert line_of({0: TimeoutError()}) == "worker 0: TimeoutError"
