@@ -121,8 +121,10 @@ def _exact(fewshot: Artifact) -> Mapper:
 
 def _mask_unit(store: Store, fewshot: Artifact, kind: MapKind, source: str, unit: tuple[str, str, str, int]) -> None:
     import cv2
+    import torch
 
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     name, split, part, start = unit
     table = read_parquet(fewshot.read(fewshot.parts(part)[0])).slice(start, UNIT_ROWS)
     mask_of = mapper(kind, source, fewshot)

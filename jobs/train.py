@@ -12,7 +12,7 @@ Writes `model.safetensors`, `config.json` and `metrics.json`.
 
 trains the text branch alone: on a text detector's maps of the pictures (OUT/masks) and on words written over them. Writes
 `text.safetensors` (float16), for --text-weights, and `metrics.json`. `--branch saliency` trains the
-saliency branch alone, on a teacher's grey maps; it writes `saliency.safetensors`, for --saliency-weights.
+saliency branch alone, on a teacher's grey maps; it writes `saliency.safetensors`, for --saliency-weights or --pseudo-masks.
 """
 
 import json

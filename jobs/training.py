@@ -45,6 +45,8 @@ ASK_STEPS = 4  # steps between two looks for an announced loss of a node
 _MOMENTS = "optimizer.safetensors"
 _POSITION = "position.json"
 _BEHIND = -1e9  # a score worse than any
+_FROM = ", from the newest checkpoint if there is one"
+_TOLD_BY_RAY = ("low on memory", "has been hanging", "timed out after")  # in the line before its advice
 
 
 class Plan(BaseModel):
@@ -167,7 +169,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
                 hopeless = isinstance(cause, (BadInputError, ManetError)) or failures > plan.retries
                 if plan.workers_min == plan.workers or hopeless:
                     raise cause from error
-                say(f"train: {cause}; going on with the workers that are left")
+                say(f"train: failed {why(error)}; going on with the workers that are left")
     finally:
         with contextlib.suppress(ray.exceptions.RayError):  # it is gone with a session that was stopped
             progress.put(None)
@@ -235,7 +237,7 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=cast(Any, ray.train.FailureConfig)(max_failures=0 if elastic else plan.retries, **failures),
-            callbacks=[] if elastic else [_failures_told(progress, plan.retries)],
+            callbacks=[_restarts_told(progress)],
             checkpoint_config=cast(Any, ray.train.CheckpointConfig)(num_to_keep=2, **by_score),
         ),
         datasets={split: stream_of(masks, split, plan, clock) for split in ("train", "val")},
@@ -243,39 +245,45 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
     )
 
 
-def _failures_told(progress: Any, retries: int) -> Any:  # noqa: ANN401 - of Ray Train, imported lazily
-    """What Ray Train calls when workers failed: the driver is told, unless that ends the run, which says it itself."""
-    from ray.train import UserCallback
+def _restarts_told(progress: Any) -> Any:  # noqa: ANN401 - of Ray Train, imported lazily
+    """What Ray Train's controller calls as its state changes: the driver is told why training starts again."""
+    import ray.exceptions
+    from ray.train.v2._internal.execution.callback import ControllerCallback  # a UserCallback is not told what follows
+    from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
-    class Failures(UserCallback):
-        left = retries
+    class Restarts(ControllerCallback):
+        def after_controller_state_update(self, previous_state: object, current_state: Any) -> None:  # noqa: ANN401
+            if isinstance(current_state, (RestartingState, ReschedulingState)):
+                with contextlib.suppress(ray.exceptions.RayError):  # the session is being stopped
+                    progress.put({"failed": f"{why(current_state.training_failed_error)}; starting again{_FROM}"})
 
-        def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-            if self.left > 0:
-                progress.put({"failed": f"{line_of(worker_exceptions)}; starting again from the newest checkpoint"})
-            self.left -= 1
-
-    return Failures()
+    return Restarts()
 
 
 def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptions.TrainingFailedError, imported lazily
-    """What ended training, in one line: the first failed worker's own error where it has one."""
-    failures = getattr(error, "worker_failures", None) or {}
-    first = failures[min(failures)] if failures else getattr(error, "controller_failure", error)
-    own = getattr(first, "cause", None) or first
+    """What ended training: the first failed worker's own error where it has one, else what says why in one line."""
+    own = _first(error)[1]
     if isinstance(own, (ClusterError, ManetError)):
         return own
-    line = line_of(failures or {-1: first})
-    return JobFailedError(f"training failed: {line}; the same command goes on from the newest checkpoint")
+    return JobFailedError(f"training failed: {why(error)}; the same command goes on from the newest checkpoint")
 
 
-def line_of(failures: Mapping[int, Any]) -> str:
-    """Of the first failure the line that says why, and whose it is; -1: the controller's own."""
-    rank = min(failures)
-    first = getattr(failures[rank], "cause", None) or failures[rank]
+def why(error: Any) -> str:  # noqa: ANN401 - as `_cause`
+    """Of what ended a worker the line that says why, and whose it is."""
+    worker, first = _first(error)
     lines = [line.strip() for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
-    why = next((line for line in lines if "low on memory" in line), lines[-1])  # Ray's advice goes on for lines
-    return (f"worker {rank}: " if rank >= 0 else "") + why[:300]
+    # the last line of a traceback; Ray's own errors end in advice
+    line = next((line for line in lines if any(told in line for told in _TOLD_BY_RAY)), lines[-1])
+    return worker + line[:300]
+
+
+def _first(error: Any) -> tuple[str, Any]:  # noqa: ANN401 - as `_cause`
+    """The first failed worker and what it raised; of the controller's own failure that."""
+    failures = getattr(error, "worker_failures", None)
+    worker, first = f"worker {min(failures)}: " if failures else "", getattr(error, "controller_failure", error)
+    if failures:
+        first = failures[min(failures)]
+    return worker, getattr(first, "cause", None) or first
 
 
 def _listen(progress: Any, meter: Meter, store: Store) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily

@@ -11,10 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from manet.config import NetworkConfig
 from manet.errors import WeightsError
-from manet.network import as_rgb
-from manet.saliency import SaliencyNet
 from manet.weights import Fetch, load_into, read_tensors, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,7 +28,7 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
         fetch: as in `manet.weights.resolve`.
 
     Raises:
-        WeightsError: the network's file cannot be had or read.
+        WeightsError: the network's file cannot be had or read, or is another network's.
     """
     if source == "classical":
         return classical
@@ -43,6 +40,10 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
 
 
 def _by_branch(path: Path, source: str) -> Callable[[Array], Array]:
+    from manet.config import NetworkConfig
+    from manet.network import as_rgb  # with it timm, which the other sources do without
+    from manet.saliency import SaliencyNet
+
     made_for = NetworkConfig()
     branch = SaliencyNet(made_for.saliency, made_for.saliency_size)
     load_into(branch, read_tensors(path), source)

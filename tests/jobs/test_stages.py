@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from torch import nn
 
 from jobs.stages import joint_losses
-from jobs.training import Plan, line_of
+from jobs.training import Plan, why
 from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
 from manet.network import InitialWeights, JointStage, MANet, initial
@@ -123,11 +124,15 @@ def test_training_stops_when_the_last_stage_gets_no_better() -> None:
 
 
 def test_why_a_worker_failed_is_one_line() -> None:
-    """Ray's own text for a node without memory ends in advice, a traceback in what was raised."""
+    """Ray's own text for a node without memory, or a worker that hangs, ends in advice; a traceback in what was raised."""
     memory = Exception(
         "ray.exceptions.OutOfMemoryError: the node is running low on memory: 21 of 23 GB\n\nRefer to the docs"
     )
+    hanging = Exception("A worker health check has been hanging for 600 seconds.\nSet the RAY_TRAIN_... variable\n")
     raised = Exception("Traceback (most recent call last):\n  File x\nValueError: no such layer\n")
-    assert line_of({3: memory, 5: raised}) == f"worker 3: {str(memory).splitlines()[0]}"
-    assert line_of({-1: raised}) == "ValueError: no such layer"
-    assert line_of({0: TimeoutError()}) == "worker 0: TimeoutError"
+    assert why(WorkerGroupError("", {3: memory, 5: raised})) == f"worker 3: {str(memory).splitlines()[0]}"
+    assert (
+        why(WorkerGroupError("", {0: hanging})) == "worker 0: A worker health check has been hanging for 600 seconds."
+    )
+    assert why(ControllerError(raised)) == "ValueError: no such layer"
+    assert why(WorkerGroupError("", {0: TimeoutError()})) == "worker 0: TimeoutError"

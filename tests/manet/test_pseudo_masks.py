@@ -48,7 +48,7 @@ def test_a_broken_network_is_named(tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_a_branch_that_was_trained_here_gives_its_own_map(tmp_path: Path) -> None:
     """The file that `train --branch saliency` writes, by the network that MANet has; another network's weights are refused."""
-    rgb = Catalogue(seed=0, products=4).studio(1, 0, 192).rgb
+    rgb = np.ascontiguousarray(Catalogue(seed=0, products=4).studio(1, 0, 320).rgb[:, :224])
     network = MANet(NetworkConfig())
     network.saliency.load_state_dict(read_tensors(resolve("own:saliency-lite0")))
     with torch.inference_mode():
