@@ -6,7 +6,7 @@ picture that cannot be used is rejected here, with its reason, before training s
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -69,8 +69,9 @@ def build_masks(
     return names, check_rejects(writer, writer.receipts(names), max_rejects)
 
 
+@cache
 def teacher(kind: MapKind, source: str) -> Callable[[Picture], Picture]:
-    """A function from a picture to its map of a kind, grey, uint8.
+    """A function from a picture to its map of a kind, grey, uint8; a process brings and loads its network once.
 
     Raises:
         WeightsError: the network's file cannot be had or read.
@@ -121,10 +122,12 @@ def _exact(fewshot: Artifact) -> Mapper:
 
 def _mask_unit(store: Store, fewshot: Artifact, kind: MapKind, source: str, unit: tuple[str, str, str, int]) -> None:
     import cv2
-    import torch
 
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    if source != RENDERED:
+        import torch  # not for exact masks: no network makes them
+
+        torch.set_num_threads(1)
     name, split, part, start = unit
     table = read_parquet(fewshot.read(fewshot.parts(part)[0])).slice(start, UNIT_ROWS)
     mask_of = mapper(kind, source, fewshot)

@@ -26,6 +26,7 @@ from cluster.session import beside_driver, cluster_cpus, quiet, require_resource
 from cluster.storage import Store, arrow_filesystem, open_store
 from cluster.streams import alive_nodes, configure_data
 from cluster.telemetry import Meter, say
+from jobs.failures import cause_of, restarts_told, why
 from jobs.inputs import fetch_weights, local_copy
 from jobs.memory import FOR_TRAINING
 from jobs.views import DECODE_CPUS, open_clock, stream_of
@@ -45,8 +46,6 @@ ASK_STEPS = 4  # steps between two looks for an announced loss of a node
 _MOMENTS = "optimizer.safetensors"
 _POSITION = "position.json"
 _BEHIND = -1e9  # a score worse than any
-_FROM = ", from the newest checkpoint if there is one"
-_TOLD_BY_RAY = ("low on memory", "has been hanging", "timed out after")  # in the line before its advice
 
 
 class Plan(BaseModel):
@@ -164,7 +163,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
                 result = _trainer(plan, workers, masks, checkpoints, progress, clock).fit()
                 break
             except TrainingFailedError as error:
-                cause = _cause(error)
+                cause = cause_of(error)
                 failures += not isinstance(error, PreemptionError)  # an announced loss is nobody's fault
                 hopeless = isinstance(cause, (BadInputError, ManetError)) or failures > plan.retries
                 if plan.workers_min == plan.workers or hopeless:
@@ -237,53 +236,12 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=cast(Any, ray.train.FailureConfig)(max_failures=0 if elastic else plan.retries, **failures),
-            callbacks=[_restarts_told(progress)],
+            callbacks=[restarts_told(progress)],
             checkpoint_config=cast(Any, ray.train.CheckpointConfig)(num_to_keep=2, **by_score),
         ),
         datasets={split: stream_of(masks, split, plan, clock) for split in ("train", "val")},
         dataset_config=ray.train.DataConfig(execution_options=in_order),
     )
-
-
-def _restarts_told(progress: Any) -> Any:  # noqa: ANN401 - of Ray Train, imported lazily
-    """What Ray Train's controller calls as its state changes: the driver is told why training starts again."""
-    import ray.exceptions
-    from ray.train.v2._internal.execution.callback import ControllerCallback  # a UserCallback is not told what follows
-    from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
-
-    class Restarts(ControllerCallback):
-        def after_controller_state_update(self, previous_state: object, current_state: Any) -> None:  # noqa: ANN401
-            if isinstance(current_state, (RestartingState, ReschedulingState)):
-                with contextlib.suppress(ray.exceptions.RayError):  # the session is being stopped
-                    progress.put({"failed": f"{why(current_state.training_failed_error)}; starting again{_FROM}"})
-
-    return Restarts()
-
-
-def _cause(error: Any) -> Exception:  # noqa: ANN401 - ray.train.v2.api.exceptions.TrainingFailedError, imported lazily
-    """What ended training: the first failed worker's own error where it has one, else what says why in one line."""
-    own = _first(error)[1]
-    if isinstance(own, (ClusterError, ManetError)):
-        return own
-    return JobFailedError(f"training failed: {why(error)}; the same command goes on from the newest checkpoint")
-
-
-def why(error: Any) -> str:  # noqa: ANN401 - as `_cause`
-    """Of what ended a worker the line that says why, and whose it is."""
-    worker, first = _first(error)
-    lines = [line.strip() for line in str(first).splitlines() if line.strip()] or [type(first).__name__]
-    # the last line of a traceback; Ray's own errors end in advice
-    line = next((line for line in lines if any(told in line for told in _TOLD_BY_RAY)), lines[-1])
-    return worker + line[:300]
-
-
-def _first(error: Any) -> tuple[str, Any]:  # noqa: ANN401 - as `_cause`
-    """The first failed worker and what it raised; of the controller's own failure that."""
-    failures = getattr(error, "worker_failures", None)
-    worker, first = f"worker {min(failures)}: " if failures else "", getattr(error, "controller_failure", error)
-    if failures:
-        first = failures[min(failures)]
-    return worker, getattr(first, "cause", None) or first
 
 
 def _listen(progress: Any, meter: Meter, store: Store) -> None:  # noqa: ANN401 - ray.util.queue.Queue, imported lazily

@@ -11,8 +11,9 @@ import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from torch import nn
 
+from jobs.failures import why
 from jobs.stages import joint_losses
-from jobs.training import Plan, why
+from jobs.training import Plan
 from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
 from manet.network import InitialWeights, JointStage, MANet, initial
