@@ -6,8 +6,9 @@ One pass over the pictures for each network: its feature maps are computed once 
 (`backbone`, F), after it (`attended`, X~), and with one part of the attention changed (`no-text`, `other-saliency`, ...: see
 `manet.names.Features`). Answers come from exact search, so the table compares descriptors and nothing else. `behind` says
 by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same queries, with the 95% bootstrap interval of that
-paired difference. With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes OUT/NETWORK/{gallery,queries}
-(resumable, as `extract`), `table.json`, `table.csv` and `table.png`.
+paired difference. With --whiten the columns `whitened_...` say the same of descriptors that are whitened, each row's by a
+whitening of its own, learned on the gallery. With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes
+OUT/NETWORK/{gallery,queries} (resumable, as `extract`), `table.json`, `table.csv` and `table.png`.
 """
 
 import csv
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
 from cluster.errors import BadInputError
@@ -28,6 +30,7 @@ from jobs.inputs import Table, local_copy, open_model, open_table
 from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.plotting import table_png
+from jobs.postprocessing import SAMPLE
 from jobs.querying import relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.config import CONFIG, NetworkConfig, read_config
@@ -35,8 +38,11 @@ from manet.exact import exact_search
 from manet.metrics import drop_self, paired_interval, retrieval_metrics
 from manet.names import DescriptorName
 from manet.tables import descriptors_to_numpy
+from manet.whitening import learn_whitening, whiten
 
 Vectors = np.ndarray[Any, np.dtype[np.float16]]
+Column = tuple[list[str], Vectors]  # ids, and one descriptor of each
+Ranking = dict[str, list[str]]  # query_id -> its `K` best gallery ids
 Described = tuple[Artifact, Artifact]  # descriptors of the gallery, and of the queries
 PLAIN: tuple[DescriptorName, ...] = (
     "spoc@backbone",
@@ -78,6 +84,10 @@ COLUMNS = (
     "behind",
     "behind_low",
     "behind_high",
+    "whitened_map@7",
+    "whitened_behind",
+    "whitened_behind_low",
+    "whitened_behind_high",
 )
 
 
@@ -98,6 +108,10 @@ class Config(JobConfig, DescribeConfig):
     """The network before it was trained on the categories."""
     fuse: str = ""
     """A second such network, as MFF has VGG16 beside ResNet50: CroW of both networks' features, fused, is the row mff."""
+    whiten: int = Field(default=0, ge=0)
+    """As `index --whiten`, in columns of their own; 0: no such columns."""
+    whiten_power: float = Field(default=0.5, ge=0, le=1)
+    """As `index --whiten-power`."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -106,6 +120,8 @@ def run(config: Config) -> dict[str, Any]:
     queries = open_table(config.queries, "queries", "--queries")
     if config.fuse and not config.baseline:
         raise BadInputError("--fuse: give --baseline too; mff fuses the two")
+    if config.whiten >= gallery.rows:
+        raise BadInputError(f"--whiten {config.whiten}: a gallery of {gallery.rows} pictures can keep fewer than those")
     given = {"pretrained": config.baseline, "fused": config.fuse, "plain": config.plain, "trained": config.model}
     models = {name: open_model(uri) for name, uri in given.items() if uri}
     if _network(models["trained"]).attention == "none":
@@ -126,15 +142,21 @@ def _build(
 ) -> tuple[list[str], dict[str, Any]]:
     relevant = relevant_ids(queries)
     rows: list[dict[str, Any]] = []
-    rankings: list[dict[str, list[str]]] = []
+    rankings: dict[str, list[Ranking]] = {"": [], **({"whitened_": []} if config.whiten else {})}
 
     def add(network: str, descriptor: str, described: Sequence[Described]) -> None:
-        ranked = _rank(described, descriptor)
-        scores = retrieval_metrics({query: ranked.get(query, []) for query in relevant}, relevant, k=K)
+        gallery_of, queries_of = (_beside([_column(pair[side], descriptor) for pair in described]) for side in (0, 1))
         pooling, _, features = descriptor.partition("@")
         pooling = pooling if len(described) == 1 else "mff"
-        rows.append({"network": network, "features": features or "attended", "descriptor": pooling, **scores})
-        rankings.append(ranked)
+        ranked = _rank(gallery_of, queries_of)
+        rankings[""].append(ranked)
+        row: dict[str, Any] = {"network": network, "features": features or "attended", "descriptor": pooling}
+        row |= retrieval_metrics(ranked, relevant, k=K)
+        if config.whiten:
+            ranked = _rank(*_whitened(gallery_of, queries_of, config.whiten, config.whiten_power))
+            rankings["whitened_"].append(ranked)
+            row["whitened_map@7"] = retrieval_metrics(ranked, relevant, k=K)["map@7"]
+        rows.append(row)
 
     found: dict[str, Described] = {}
     for network, model in models.items():
@@ -148,7 +170,8 @@ def _build(
             continue
         for descriptor in names:
             add(network, descriptor, [found[network]])
-    _add_distance_behind(rows, rankings, relevant)
+    for prefix, ranked in rankings.items():
+        _add_distance_behind(rows, ranked, relevant, prefix)
     blobs = {
         "table.json": Blob(data=json.dumps(rows, indent=1).encode(), rows=len(rows)),
         "table.csv": Blob(data=_csv(rows), rows=len(rows)),
@@ -166,12 +189,12 @@ def descriptors_of(network: NetworkConfig) -> tuple[DescriptorName, ...]:
 
 
 def _add_distance_behind(
-    rows: list[dict[str, Any]], rankings: list[dict[str, list[str]]], relevant: dict[str, list[str]]
+    rows: list[dict[str, Any]], rankings: list[Ranking], relevant: dict[str, list[str]], prefix: str
 ) -> None:
     """To each row: by how much MANet's SR-MAC (the last network's) is ahead of it on the same queries, and the 95% interval."""
     own = max(i for i, row in enumerate(rows) if (row["features"], row["descriptor"]) == ("attended", "sr-mac"))
     for row, ranked in zip(rows, rankings, strict=True):
-        names = ("behind", "behind_low", "behind_high")
+        names = (f"{prefix}behind", f"{prefix}behind_low", f"{prefix}behind_high")
         row |= dict(zip(names, (round(x, 6) for x in paired_interval(rankings[own], ranked, relevant, K)), strict=True))
 
 
@@ -190,19 +213,25 @@ def _describe(
     return open_artifact(nested.out, "descriptors")
 
 
-def _rank(described: Sequence[Described], descriptor: str) -> dict[str, list[str]]:
-    """Exact search of one descriptor: query_id -> its `K` best gallery ids. Those of several networks stand side by side,
-    which sums their similarities.
-    """
-    (ids, vectors), (query_ids, query_vectors) = (
-        _beside([_column(pair[side], descriptor) for pair in described]) for side in (0, 1)
-    )
+def _rank(gallery: Column, queries: Column) -> Ranking:
+    """Exact search of one descriptor."""
+    (ids, vectors), (query_ids, query_vectors) = gallery, queries
     _, rows = exact_search(vectors, query_vectors, K + 1)
     return {query: drop_self([ids[i] for i in row], query, K) for query, row in zip(query_ids, rows, strict=True)}
 
 
-def _beside(columns: Sequence[tuple[list[str], Vectors]]) -> tuple[list[str], Vectors]:
-    """The vectors of several networks side by side: pictures that all could describe, in the first one's order."""
+def _whitened(gallery: Column, queries: Column, dim: int, power: float) -> tuple[Column, Column]:
+    """Both whitened by what is learned on the gallery, on evenly spread rows where they are many."""
+    ids, vectors = gallery
+    matrix = learn_whitening(vectors[:: -(-len(vectors) // SAMPLE)], dim, power)
+    white, asked = (whiten(matrix, each).astype(np.float16) for each in (vectors, queries[1]))
+    return (ids, white), (queries[0], asked)
+
+
+def _beside(columns: Sequence[Column]) -> Column:
+    """The vectors of several networks side by side, which sums their similarities: pictures that all could describe, in the
+    first one's order.
+    """
     if len(columns) == 1:
         return columns[0]
     places = [{name: at for at, name in enumerate(ids)} for ids, _ in columns]
@@ -211,7 +240,7 @@ def _beside(columns: Sequence[tuple[list[str], Vectors]]) -> tuple[list[str], Ve
     return order, np.concatenate(rows, 1)
 
 
-def _column(descriptors: Artifact, name: str) -> tuple[list[str], Vectors]:
+def _column(descriptors: Artifact, name: str) -> Column:
     column = f"descriptor_{name}"
     parts = [
         read_parquet(descriptors.read(part), ["image_id", column]) for part in descriptors.parts("part-") if part.rows

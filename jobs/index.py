@@ -83,6 +83,8 @@ class Config(JobConfig, TuningConfig):
     """Most rows of a shard (shards are cut at the borders of descriptor parts); 0: 262,144, more where there are many cells."""
     whiten: int = Field(default=0, ge=0)
     """Dimensions after PCA-whitening, learned on a sample of the descriptors; 0: they stay as they are."""
+    whiten_power: float = Field(default=0.5, ge=0, le=1)
+    """How much of it: axes are divided by this power of their standard deviation; 0: PCA alone, 1: they vary alike."""
     augment: int = Field(default=0, ge=0, le=100)
     """Neighbours that each stored vector is averaged with, by score (database augmentation); 0: none."""
     expand: int = Field(default=0, ge=0, le=100)
@@ -159,7 +161,9 @@ def _build(
     with ray_session(config):
         began = time.monotonic()
         if config.whiten:
-            first += learned_whitening(writer.store, source, parts, config.whiten, config.seed).parts
+            first += learned_whitening(
+                writer.store, source, parts, config.whiten, config.whiten_power, config.seed
+            ).parts
             source = whitened(writer.draft(first, {}), source)
         training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
         trained = trained_quantizer(writer.store, TRAINED, source, parts, training, query_blobs(descriptors))
@@ -181,6 +185,7 @@ def _build(
             "shards": len(shards),
             "deleted": 0,
             **{name: getattr(config, name) for name in OPTIONS if getattr(config, name)},
+            **({"whiten_power": config.whiten_power} if config.whiten else {}),
         }
         index = writer.draft([*first, *parts_of(receipts)], summary)
         tuning = tune(index, config, queries, seed=config.seed)

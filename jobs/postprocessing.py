@@ -22,7 +22,7 @@ from manet.whitening import Matrix, learn_whitening, whiten
 
 OPTIONS = ("whiten", "augment", "expand")  # in an index's summary, where they are asked for
 WHITENING = "whitening"  # the unit, and its one file whitening.npy
-_SAMPLE = 65536  # rows that the whitening is learned on
+SAMPLE = 65536  # rows that the whitening is learned on
 _BATCH = 256  # rows whose neighbours are looked up at once
 
 
@@ -82,15 +82,15 @@ def _searcher(index: Artifact) -> Searcher:
     return _opened[0][1]
 
 
-def learned_whitening(store: Store, rows_of: Rows, parts: list[Part], dim: int, seed: int) -> Receipt:
+def learned_whitening(store: Store, rows_of: Rows, parts: list[Part], dim: int, power: float, seed: int) -> Receipt:
     """The unit of the whitening: as it stands, or learned by one Ray task on the running session."""
     standing = finished_unit(store, WHITENING)
-    return standing or next(iter(run_tasks(partial(_learn, store, rows_of, dim, seed), [parts])))
+    return standing or next(iter(run_tasks(partial(_learn, store, rows_of, dim, power, seed), [parts])))
 
 
-def _learn(store: Store, rows_of: Rows, dim: int, seed: int, parts: list[Part]) -> Receipt:
+def _learn(store: Store, rows_of: Rows, dim: int, power: float, seed: int, parts: list[Part]) -> Receipt:
     sink = io.BytesIO()
-    np.save(sink, learn_whitening(sampled(rows_of, parts, _SAMPLE, seed), dim), allow_pickle=False)
+    np.save(sink, learn_whitening(sampled(rows_of, parts, SAMPLE, seed), dim, power), allow_pickle=False)
     return put_unit(store, WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())})
 
 

@@ -1,6 +1,7 @@
 """PCA-whitening of descriptors: axes that vary together in the whole gallery tell little, and count less.
 
-Source: Jegou, Chum, *Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening*, ECCV 2012.
+Source: Jegou, Chum, *Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening*, ECCV 2012;
+there axes are divided by their standard deviation, here by a power of it (BENCHMARKS.md: half of it is the better choice).
 
 Shape letters: N rows, D dimensions, W dimensions after whitening.
 """
@@ -16,12 +17,13 @@ Matrix = np.ndarray[Any, np.dtype[Any]]
 _LEAST = 1e-6  # of the largest variance: what varies less is noise, which whitening would blow up
 
 
-def learn_whitening(sample_ND: Matrix, dim: int) -> Matrix:
-    """What `whiten` applies, float32 [W + 1, D]: W axes, each over its standard deviation, then the mean.
+def learn_whitening(sample_ND: Matrix, dim: int, power: float = 1.0) -> Matrix:
+    """What `whiten` applies, float32 [W + 1, D]: W axes, each over a power of its standard deviation, then the mean.
 
     Args:
         sample_ND: unit vectors, float16 or float32.
         dim: W, at most D.
+        power: of the standard deviation; 1 makes all axes vary alike, 0 leaves their lengths (PCA alone).
 
     Raises:
         InputError: the sample does not vary in so many directions.
@@ -35,7 +37,7 @@ def learn_whitening(sample_ND: Matrix, dim: int) -> Matrix:
     if kept < dim or len(sample_ND) <= dim:
         most = min(kept, len(sample_ND) - 1)
         raise InputError(f"--whiten {dim}: {len(sample_ND)} descriptors vary in {most} directions; ask for fewer")
-    return np.concatenate([axes_DW.T / np.sqrt(variance_W)[:, None], mean_D[None]]).astype(np.float32)
+    return np.concatenate([axes_DW.T / variance_W[:, None] ** (power / 2), mean_D[None]]).astype(np.float32)
 
 
 def whiten(whitening_WD: Matrix, vectors_ND: Matrix) -> Matrix:

@@ -199,9 +199,10 @@ def test_evaluate_wants_the_index_own_model(manet: Run, index: Path, shop: Path,
 def test_compare_describes_as_extract_does(
     manet: Run, descriptors: Path, model: Path, shop: Path, tmp_path: Path
 ) -> None:
-    """One descriptor path: the column of the table is the descriptor of the gallery, bit for bit."""
+    """One descriptor path: the column of the table is the descriptor of the gallery, bit for bit; whitened as by an index."""
     command = ("compare", "--catalog", shop / "catalog", "--queries", shop / "queries", "--model", model)
-    done = manet(*command, "--part-rows", 32, "--out", tmp_path / "table")
+    assert_refused(manet(*command, "--whiten", 9999, "--out", tmp_path / "table"), 2, "--whiten 9999: a gallery of")
+    done = manet(*command, "--part-rows", 32, "--whiten", 24, "--out", tmp_path / "table")
     rows = {(row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
     assert len(rows) == len(PLAIN) + len(ATTENDED)
     assert (tmp_path / "table" / "table.png").read_bytes().startswith(b"\x89PNG")
@@ -211,6 +212,15 @@ def test_compare_describes_as_extract_does(
     for path in sorted(descriptors.glob("part-*.parquet")):
         other = pq.read_table(tmp_path / "table" / "trained" / "gallery" / path.name)
         assert pq.read_table(path)["descriptor"].to_pylist() == other["descriptor_sr-mac"].to_pylist()
+    own = rows["attended", "sr-mac"]
+    assert own["whitened_behind"] == 0
+    assert own["whitened_map@7"] != own["map@7"]
+    index = ("index", "--descriptors", descriptors, "--whiten", 24, "--out", tmp_path / "white")
+    assert summary_of(manet(*index))["whiten_power"] == 0.5
+    found = manet(
+        "evaluate", "--index", tmp_path / "white", "--queries", shop / "queries", "--out", tmp_path / "figures"
+    )
+    assert summary_of(found)["map@7"] == pytest.approx(own["whitened_map@7"], abs=1e-6)
 
 
 def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Path, shop: Path, tmp_path: Path) -> None:

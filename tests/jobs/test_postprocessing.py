@@ -19,6 +19,7 @@ from manet.whitening import learn_whitening, whiten
 from tests.jobs.test_living import DIM, Matrix, describe, vectors_of
 
 ROWS, WIDE, NEAR, BEST = 300, 12, 3, 4
+POWER = 0.5  # what --whiten-power is unless it is given
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,11 +33,11 @@ def unit(rows: Matrix) -> Matrix:
     return found
 
 
-def whitened(gallery: Matrix, vectors: Matrix, dim: int) -> Matrix:
+def whitened(gallery: Matrix, vectors: Matrix, dim: int, power: float = POWER) -> Matrix:
     """By singular values, float64 (signs of axes are free: they do not change inner products)."""
     mean = gallery.mean(0)
     _, values, axes = np.linalg.svd(gallery - mean, full_matrices=False)
-    return unit((vectors - mean) @ axes[:dim].T / (values[:dim] / len(gallery) ** 0.5))
+    return unit((vectors - mean) @ axes[:dim].T / (values[:dim] / len(gallery) ** 0.5) ** power)
 
 
 def as_stored(vectors: Matrix) -> Matrix:
@@ -69,10 +70,11 @@ def gallery() -> Matrix:
     return vectors_of(ROWS, 0, spread=0.5)
 
 
-def test_whitening_is_that_of_the_singular_values(gallery: Matrix) -> None:
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_whitening_is_that_of_the_singular_values(gallery: Matrix, power: float) -> None:
     wide = gallery.astype(np.float64)
-    found = whiten(learn_whitening(gallery, WIDE), gallery).astype(np.float64)
-    wanted = whitened(wide, wide, WIDE)
+    found = whiten(learn_whitening(gallery, WIDE, power), gallery).astype(np.float64)
+    wanted = whitened(wide, wide, WIDE, power)
     np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=2e-3)
     alone = whiten(learn_whitening(gallery, WIDE), gallery[7:8])
     np.testing.assert_array_equal(alone[0], whiten(learn_whitening(gallery, WIDE), gallery)[7])
@@ -107,14 +109,15 @@ def test_an_index_of_all_three(gallery: Matrix, tmp_path: Path) -> None:
             np.testing.assert_allclose([hit.score for hit in hits], by_id, atol=4e-3)
     summary = open_index(out).manifest.summary
     assert (summary["whiten"], summary["augment"], summary["expand"], summary["dim"]) == (WIDE, NEAR, BEST, WIDE)
+    assert summary["whiten_power"] == POWER
     assert not list(Path(out).glob("*plain*"))
     plain = open_artifact(str(tmp_path / "gallery"), "descriptors")
     with pytest.raises(BadInputError, match="was built with --whiten, --augment, --expand"):
         Engines(bench_search.Config(index=out, descriptors=plain.uri), open_index(out), plain, tmp_path)
-    new = vectors_of(30, 9, spread=0.5)
+    new = vectors_of(30, 8, spread=0.5)  # none has two neighbours of almost one score at the border
     added = describe(tmp_path / "new", [f"b{row:04d}" for row in range(30)], new)
     living.add(living.AddConfig(index=out, descriptors=added))
-    late = expanded(whitened(wide, new.astype(np.float64), WIDE), stored, NEAR, itself=True)
+    late = expanded(as_stored(whitened(wide, new.astype(np.float64), WIDE)), stored, NEAR, itself=True)
     searcher = open_searcher(open_index(out), expand=0)
     items = [searcher.item(f"b{row:04d}") for row in range(30)]
     kept = np.array([item[1] for item in items if item is not None], np.float64)
