@@ -222,10 +222,15 @@ def _rank(gallery: Column, queries: Column) -> Ranking:
 
 def _whitened(gallery: Column, queries: Column, dim: int, power: float) -> tuple[Column, Column]:
     """Both whitened by what is learned on the gallery, on evenly spread rows where they are many."""
-    ids, vectors = gallery
+    vectors = gallery[1]
     matrix = learn_whitening(vectors[:: -(-len(vectors) // SAMPLE)], dim, power)
-    white, asked = (whiten(matrix, each).astype(np.float16) for each in (vectors, queries[1]))
-    return (ids, white), (queries[0], asked)
+
+    def white(column: Column) -> Column:
+        ids, rows = column
+        blocks = [whiten(matrix, rows[at : at + SAMPLE]).astype(np.float16) for at in range(0, len(rows), SAMPLE)]
+        return ids, np.concatenate(blocks)
+
+    return white(gallery), white(queries)
 
 
 def _beside(columns: Sequence[Column]) -> Column:
