@@ -6,8 +6,9 @@ One pass over the pictures for each network: its feature maps are computed once 
 (`backbone`, F), after it (`attended`, X~), and with one part of the attention changed (`no-text`, `other-saliency`, ...: see
 `manet.names.Features`). Answers come from exact search, so the table compares descriptors and nothing else. `behind` says
 by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same queries, with the 95% bootstrap interval of that
-paired difference. With --whiten the columns `whitened_...` say the same of descriptors that are whitened, each row's by a
-whitening of its own, learned on the gallery. With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes
+paired difference. With --whiten the columns `whitened_...` hold MAP@7 of the same rows whitened, each by what is learned on
+the gallery's descriptors of that row; by how much that is a gain; and `behind` among whitened rows, each with its interval.
+With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes
 OUT/NETWORK/{gallery,queries} (resumable, as `extract`), `table.json`, `table.csv` and `table.png`.
 """
 
@@ -34,13 +35,14 @@ from jobs.postprocessing import SAMPLE
 from jobs.querying import relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.config import CONFIG, NetworkConfig, read_config
+from manet.errors import InputError
 from manet.exact import exact_search
 from manet.metrics import drop_self, paired_interval, retrieval_metrics
 from manet.names import DescriptorName
 from manet.tables import descriptors_to_numpy
 from manet.whitening import learn_whitening, whiten
 
-Vectors = np.ndarray[Any, np.dtype[np.float16]]
+Vectors = np.ndarray[Any, np.dtype[Any]]
 Column = tuple[list[str], Vectors]  # ids, and one descriptor of each
 Ranking = dict[str, list[str]]  # query_id -> its `K` best gallery ids
 Described = tuple[Artifact, Artifact]  # descriptors of the gallery, and of the queries
@@ -54,6 +56,7 @@ PLAIN: tuple[DescriptorName, ...] = (
     "grmac@backbone",
 )
 K = 7  # answers, as the challenge counts them
+_BLOCK = 4096  # rows whitened at once
 FUSED: DescriptorName = "crow@backbone"  # what MFF fuses
 BOLTED_ON: tuple[DescriptorName, ...] = ("sr-mac@backbone", "sr-mac@other-saliency")
 ATTENDED: tuple[DescriptorName, ...] = (
@@ -85,6 +88,9 @@ COLUMNS = (
     "behind_low",
     "behind_high",
     "whitened_map@7",
+    "whitened_gain",
+    "whitened_gain_low",
+    "whitened_gain_high",
     "whitened_behind",
     "whitened_behind_low",
     "whitened_behind_high",
@@ -109,9 +115,14 @@ class Config(JobConfig, DescribeConfig):
     fuse: str = ""
     """A second such network, as MFF has VGG16 beside ResNet50: CroW of both networks' features, fused, is the row mff."""
     whiten: int = Field(default=0, ge=0)
-    """As `index --whiten`, in columns of their own; 0: no such columns."""
+    """Dimensions after PCA-whitening, in columns of their own; 0: no such columns."""
     whiten_power: float = Field(default=0.5, ge=0, le=1)
-    """As `index --whiten-power`."""
+    """With --whiten: the power of its standard deviation that each axis is divided by; 1: all vary alike, 0: PCA alone."""
+
+    def claimed(self) -> list[str]:
+        """Names of the fields that decide what is in the artifact."""
+        whitening = {"whiten", "whiten_power"}
+        return [name for name in super().claimed() if self.whiten or name not in whitening]
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -121,7 +132,7 @@ def run(config: Config) -> dict[str, Any]:
     if config.fuse and not config.baseline:
         raise BadInputError("--fuse: give --baseline too; mff fuses the two")
     if config.whiten >= gallery.rows:
-        raise BadInputError(f"--whiten {config.whiten}: a gallery of {gallery.rows} pictures can keep fewer than those")
+        raise BadInputError(f"--whiten {config.whiten}: {gallery.rows} pictures can keep {gallery.rows - 1} at most")
     given = {"pretrained": config.baseline, "fused": config.fuse, "plain": config.plain, "trained": config.model}
     models = {name: open_model(uri) for name, uri in given.items() if uri}
     if _network(models["trained"]).attention == "none":
@@ -153,9 +164,13 @@ def _build(
         row: dict[str, Any] = {"network": network, "features": features or "attended", "descriptor": pooling}
         row |= retrieval_metrics(ranked, relevant, k=K)
         if config.whiten:
-            ranked = _rank(*_whitened(gallery_of, queries_of, config.whiten, config.whiten_power))
-            rankings["whitened_"].append(ranked)
-            row["whitened_map@7"] = retrieval_metrics(ranked, relevant, k=K)["map@7"]
+            try:
+                white = _rank(*_whitened(gallery_of, queries_of, config.whiten, config.whiten_power))
+            except InputError as error:
+                raise BadInputError(f"{network} network, {descriptor}: {error}") from None
+            rankings["whitened_"].append(white)
+            row["whitened_map@7"] = retrieval_metrics(white, relevant, k=K)["map@7"]
+            row |= _difference("whitened_gain", white, ranked, relevant)
         rows.append(row)
 
     found: dict[str, Described] = {}
@@ -194,8 +209,13 @@ def _add_distance_behind(
     """To each row: by how much MANet's SR-MAC (the last network's) is ahead of it on the same queries, and the 95% interval."""
     own = max(i for i, row in enumerate(rows) if (row["features"], row["descriptor"]) == ("attended", "sr-mac"))
     for row, ranked in zip(rows, rankings, strict=True):
-        names = (f"{prefix}behind", f"{prefix}behind_low", f"{prefix}behind_high")
-        row |= dict(zip(names, (round(x, 6) for x in paired_interval(rankings[own], ranked, relevant, K)), strict=True))
+        row.update(_difference(f"{prefix}behind", rankings[own], ranked, relevant))
+
+
+def _difference(name: str, ranked: Ranking, other: Ranking, relevant: dict[str, list[str]]) -> dict[str, float]:
+    """MAP@7 of `ranked` less that of `other`, and the 95% interval."""
+    names = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(names, (round(x, 6) for x in paired_interval(ranked, other, relevant, K)), strict=True))
 
 
 def _describe(
@@ -221,16 +241,15 @@ def _rank(gallery: Column, queries: Column) -> Ranking:
 
 
 def _whitened(gallery: Column, queries: Column, dim: int, power: float) -> tuple[Column, Column]:
-    """Both whitened by what is learned on the gallery, on evenly spread rows where they are many."""
-    vectors = gallery[1]
+    """Both whitened by what is learned on the gallery, on evenly spread rows where they are many; as an index stores the
+    gallery (float16) and searches with queries (float32).
+    """
+    ids, vectors = gallery
     matrix = learn_whitening(vectors[:: -(-len(vectors) // SAMPLE)], dim, power)
-
-    def white(column: Column) -> Column:
-        ids, rows = column
-        blocks = [whiten(matrix, rows[at : at + SAMPLE]).astype(np.float16) for at in range(0, len(rows), SAMPLE)]
-        return ids, np.concatenate(blocks)
-
-    return white(gallery), white(queries)
+    white = np.empty((len(vectors), dim), np.float16)
+    for at in range(0, len(vectors), _BLOCK):
+        white[at : at + _BLOCK] = whiten(matrix, vectors[at : at + _BLOCK])
+    return (ids, white), (queries[0], whiten(matrix, queries[1]))
 
 
 def _beside(columns: Sequence[Column]) -> Column:
@@ -255,7 +274,8 @@ def _column(descriptors: Artifact, name: str) -> Column:
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:
     sink = io.StringIO()
-    writer = csv.DictWriter(sink, COLUMNS, extrasaction="ignore")
+    columns = [column for column in COLUMNS if column in rows[0]]
+    writer = csv.DictWriter(sink, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return sink.getvalue().encode()

@@ -84,7 +84,7 @@ class Config(JobConfig, TuningConfig):
     whiten: int = Field(default=0, ge=0)
     """Dimensions after PCA-whitening, learned on a sample of the descriptors; 0: they stay as they are."""
     whiten_power: float = Field(default=0.5, ge=0, le=1)
-    """How much of it: axes are divided by this power of their standard deviation; 0: PCA alone, 1: they vary alike."""
+    """With --whiten: the power of its standard deviation that each axis is divided by; 1: all vary alike, 0: PCA alone."""
     augment: int = Field(default=0, ge=0, le=100)
     """Neighbours that each stored vector is averaged with, by score (database augmentation); 0: none."""
     expand: int = Field(default=0, ge=0, le=100)
@@ -95,6 +95,10 @@ class Config(JobConfig, TuningConfig):
     """CPUs (threads) that train the quantizer."""
     train_gpus: int = how(0, ge=0)
     """GPUs that train the quantizer; 0: it is trained on the CPU."""
+
+    def claimed(self) -> list[str]:
+        """Names of the fields that decide what is in the artifact."""
+        return [name for name in super().claimed() if self.whiten or name != "whiten_power"]
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ Matrix = np.ndarray[Any, np.dtype[Any]]
 _LEAST = 1e-6  # of the largest variance: what varies less is noise, which whitening would blow up
 
 
-def learn_whitening(sample_ND: Matrix, dim: int, power: float = 1.0) -> Matrix:
+def learn_whitening(sample_ND: Matrix, dim: int, power: float) -> Matrix:
     """What `whiten` applies, float32 [W + 1, D]: W axes, each over a power of its standard deviation, then the mean.
 
     Args:

@@ -201,7 +201,9 @@ def test_compare_describes_as_extract_does(
 ) -> None:
     """One descriptor path: the column of the table is the descriptor of the gallery, bit for bit; whitened as by an index."""
     command = ("compare", "--catalog", shop / "catalog", "--queries", shop / "queries", "--model", model)
-    assert_refused(manet(*command, "--whiten", 9999, "--out", tmp_path / "table"), 2, "--whiten 9999: a gallery of")
+    assert_refused(
+        manet(*command, "--whiten", 9999, "--out", tmp_path / "table"), 2, "--whiten 9999", "pictures can keep"
+    )
     done = manet(*command, "--part-rows", 32, "--whiten", 24, "--out", tmp_path / "table")
     rows = {(row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
     assert len(rows) == len(PLAIN) + len(ATTENDED)
@@ -209,12 +211,13 @@ def test_compare_describes_as_extract_does(
     assert all(0 <= row["map@7"] <= 1 and row["map@7_low"] <= row["map@7_high"] for row in rows.values())
     header = (tmp_path / "table" / "table.csv").read_text().splitlines()[0]
     assert header.startswith("network,features,descriptor,map@7")
+    assert header.endswith("whitened_behind_high")
     for path in sorted(descriptors.glob("part-*.parquet")):
         other = pq.read_table(tmp_path / "table" / "trained" / "gallery" / path.name)
         assert pq.read_table(path)["descriptor"].to_pylist() == other["descriptor_sr-mac"].to_pylist()
     own = rows["attended", "sr-mac"]
     assert own["whitened_behind"] == 0
-    assert own["whitened_map@7"] != own["map@7"]
+    assert own["whitened_gain"] == pytest.approx(own["whitened_map@7"] - own["map@7"], abs=2e-6)
     index = ("index", "--descriptors", descriptors, "--whiten", 24, "--out", tmp_path / "white")
     assert summary_of(manet(*index))["whiten_power"] == 0.5
     found = manet(
@@ -239,6 +242,7 @@ def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Pat
     save_model(tmp_path / "other", MANet(NetworkConfig(**config["network"])))
     other = commit(tmp_path / "fused", "model", {path.name: path for path in (tmp_path / "other").iterdir()})
     done = manet(*flags, "--model", model, "--baseline", model, "--fuse", other, "--plain", plain)
+    assert "whitened" not in (tmp_path / "table" / "table.csv").read_text()
     rows = {(row["network"], row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
     mff, crow = rows["pretrained", "backbone", "mff"], rows["pretrained", "backbone", "crow"]
     sums: Any = 0

@@ -10,7 +10,7 @@ import pytest
 from cluster.artifact import open_artifact
 from cluster.errors import BadInputError
 from cluster.session import SessionConfig, ray_session
-from jobs import dedup, index, living
+from jobs import compare, dedup, index, living
 from jobs.bench import search as bench_search
 from jobs.bench.search import Engines
 from jobs.querying import open_index, open_searcher
@@ -76,8 +76,29 @@ def test_whitening_is_that_of_the_singular_values(gallery: Matrix, power: float)
     found = whiten(learn_whitening(gallery, WIDE, power), gallery).astype(np.float64)
     wanted = whitened(wide, wide, WIDE, power)
     np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=2e-3)
-    alone = whiten(learn_whitening(gallery, WIDE), gallery[7:8])
-    np.testing.assert_array_equal(alone[0], whiten(learn_whitening(gallery, WIDE), gallery)[7])
+    matrix = learn_whitening(gallery, WIDE, power)
+    np.testing.assert_array_equal(whiten(matrix, gallery[7:8])[0], whiten(matrix, gallery)[7])
+
+
+def test_a_comparison_whitens_block_by_block_on_spread_rows(gallery: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_BLOCK", 7)
+    monkeypatch.setattr(compare, "SAMPLE", ROWS // 3)
+    ids, queries = [f"a{row}" for row in range(ROWS)], vectors_of(9, 7, spread=0.5)
+    (kept, white), (_, asked) = compare._whitened((ids, gallery), (ids[:9], queries), WIDE, POWER)
+    wanted = whitened(gallery[::3].astype(np.float64), gallery.astype(np.float64), WIDE)
+    wanted_queries = whitened(gallery[::3].astype(np.float64), queries.astype(np.float64), WIDE)
+    assert kept == ids
+    np.testing.assert_allclose(asked @ white.astype(np.float32).T, wanted_queries @ wanted.T, atol=3e-3)
+
+
+def test_what_is_not_whitened_is_what_it_was_before_the_flags() -> None:
+    """Folders that were made before `--whiten-power` are taken up again."""
+    plain = index.Config(descriptors="d", out="o")
+    assert "whiten_power" not in plain.claimed()
+    assert {"whiten", "whiten_power"} <= set(plain.model_copy(update={"whiten": 4}).claimed())
+    table = compare.Config(catalog="c", queries="q", model="m", out="o")
+    assert not {"whiten", "whiten_power"} & set(table.claimed())
+    assert {"whiten", "whiten_power"} <= set(table.model_copy(update={"whiten": 4}).claimed())
 
 
 def test_whitening_refuses_what_it_cannot_do(gallery: Matrix, tmp_path: Path) -> None:
@@ -88,9 +109,9 @@ def test_whitening_refuses_what_it_cannot_do(gallery: Matrix, tmp_path: Path) ->
     flat = gallery.copy()
     flat[:, 3:] = 0
     with pytest.raises(InputError, match="vary in 3 directions"):
-        learn_whitening(flat, 4)
+        learn_whitening(flat, 4, POWER)
     with pytest.raises(InputError, match="8 dimensions for a whitening of 16"):
-        whiten(learn_whitening(gallery, 4), gallery[:, :8])
+        whiten(learn_whitening(gallery, 4, POWER), gallery[:, :8])
 
 
 def test_an_index_of_all_three(gallery: Matrix, tmp_path: Path) -> None:
@@ -134,7 +155,12 @@ def test_a_quantized_index_is_tuned_on_what_it_stores(gallery: Matrix, tmp_path:
     np.save(tmp_path / "queries.npy", vectors_of(50, 8, spread=0.5))
     out = str(tmp_path / "index")
     flags: dict[str, Any] = {"descriptors": descriptors, "out": out, "factory": "IVF8,PQ6x4fs", "whiten": WIDE}
+    flags["whiten_power"] = 1.0
     done = index.run(index.Config(queries=str(tmp_path / "queries.npy"), recall_target=0.9, expand=2, **flags))
     assert done["recall@7"] >= 0.9
+    matrix = np.load(Path(out) / "whitening.npy")
+    np.testing.assert_allclose(
+        ((many - matrix[-1]) @ matrix[:-1].T).std(0), 1, atol=0.02
+    )  # the power 1: all vary alike
     groups = dedup.run(dedup.Config(index=out, nprobe=8, out=str(tmp_path / "groups")))
     assert groups["pictures"] < 1500
