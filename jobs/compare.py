@@ -8,8 +8,8 @@ One pass over the pictures for each network: its feature maps are computed once 
 by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same queries, with the 95% bootstrap interval of that
 paired difference. With --whiten the columns `whitened_...` hold MAP@7 of the same rows whitened, each by what is learned on
 the gallery's descriptors of that row; by how much that is a gain; and `behind` among whitened rows, each with its interval.
-With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes
-OUT/NETWORK/{gallery,queries} (resumable, as `extract`), `table.json`, `table.csv` and `table.png`.
+With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes OUT/NETWORK/{gallery,queries} (resumable, as
+`extract`), `table.json`, `table.csv` and `table.png`.
 """
 
 import csv
@@ -56,7 +56,6 @@ PLAIN: tuple[DescriptorName, ...] = (
     "grmac@backbone",
 )
 K = 7  # answers, as the challenge counts them
-_BLOCK = 4096  # rows whitened at once
 FUSED: DescriptorName = "crow@backbone"  # what MFF fuses
 BOLTED_ON: tuple[DescriptorName, ...] = ("sr-mac@backbone", "sr-mac@other-saliency")
 ATTENDED: tuple[DescriptorName, ...] = (
@@ -101,6 +100,7 @@ class Config(JobConfig, DescribeConfig):
     """Flags of `manet compare`."""
 
     INPUTS: ClassVar[tuple[str, ...]] = ("catalog", "queries", "model", "plain", "baseline", "fuse")
+    ONLY_WITH: ClassVar[dict[str, str]] = {"whiten": "whiten", "whiten_power": "whiten"}
 
     catalog: str
     """Catalog artifact, or a Parquet file."""
@@ -118,11 +118,6 @@ class Config(JobConfig, DescribeConfig):
     """Dimensions after PCA-whitening, in columns of their own; 0: no such columns."""
     whiten_power: float = Field(default=0.5, ge=0, le=1)
     """With --whiten: the power of its standard deviation that each axis is divided by; 1: all vary alike, 0: PCA alone."""
-
-    def claimed(self) -> list[str]:
-        """Names of the fields that decide what is in the artifact."""
-        whitening = {"whiten", "whiten_power"}
-        return [name for name in super().claimed() if self.whiten or name not in whitening]
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -246,10 +241,7 @@ def _whitened(gallery: Column, queries: Column, dim: int, power: float) -> tuple
     """
     ids, vectors = gallery
     matrix = learn_whitening(vectors[:: -(-len(vectors) // SAMPLE)], dim, power)
-    white = np.empty((len(vectors), dim), np.float16)
-    for at in range(0, len(vectors), _BLOCK):
-        white[at : at + _BLOCK] = whiten(matrix, vectors[at : at + _BLOCK])
-    return (ids, white), (queries[0], whiten(matrix, queries[1]))
+    return (ids, whiten(matrix, vectors).astype(np.float16)), (queries[0], whiten(matrix, queries[1]))
 
 
 def _beside(columns: Sequence[Column]) -> Column:

@@ -34,6 +34,9 @@ class JobConfig(SessionConfig):
     """Fields of every job that writes an artifact. A field's docstring is its flag's help."""
 
     INPUTS: ClassVar[tuple[str, ...]] = ()  # fields that name inputs: claimed by content, not by address
+    ONLY_WITH: ClassVar[
+        dict[str, str]
+    ] = {}  # field -> the one without which it decides nothing: then it is not claimed
 
     out: str
     """Folder of the artifact to write: a local path or s3://bucket/prefix."""
@@ -42,7 +45,8 @@ class JobConfig(SessionConfig):
 
     def claimed(self) -> list[str]:
         """Names of the fields that decide what is in the artifact."""
-        return deciding(type(self), skip={"out", *SessionConfig.model_fields, *self.INPUTS})
+        idle = {name for name, needed in self.ONLY_WITH.items() if not getattr(self, needed)}
+        return deciding(type(self), skip={"out", *SessionConfig.model_fields, *self.INPUTS, *idle})
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""

@@ -65,6 +65,7 @@ class Config(JobConfig, TuningConfig):
     """Flags of `manet index`."""
 
     INPUTS: ClassVar[tuple[str, ...]] = ("descriptors", "catalog", "dedup", "queries")
+    ONLY_WITH: ClassVar[dict[str, str]] = {"whiten_power": "whiten"}
 
     descriptors: str
     """Descriptors artifact."""
@@ -95,10 +96,6 @@ class Config(JobConfig, TuningConfig):
     """CPUs (threads) that train the quantizer."""
     train_gpus: int = how(0, ge=0)
     """GPUs that train the quantizer; 0: it is trained on the CPU."""
-
-    def claimed(self) -> list[str]:
-        """Names of the fields that decide what is in the artifact."""
-        return [name for name in super().claimed() if self.whiten or name != "whiten_power"]
 
 
 def run(config: Config) -> dict[str, Any]:

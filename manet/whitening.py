@@ -14,6 +14,7 @@ from manet.errors import InputError
 from manet.rotation import covariance
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
+_BLOCK = 4096  # rows widened to float64 at once
 _LEAST = 1e-6  # of the largest variance: what varies less is noise, which whitening would blow up
 
 
@@ -41,16 +42,17 @@ def learn_whitening(sample_ND: Matrix, dim: int, power: float) -> Matrix:
 
 
 def whiten(whitening_WD: Matrix, vectors_ND: Matrix) -> Matrix:
-    """Whitened vectors of unit length, float32 [N, W].
+    """Whitened vectors of unit length, float32 [N, W], with a block of them widened at a time.
 
     Raises:
         InputError: vectors of other dimensions.
     """
     if vectors_ND.shape[1] != whitening_WD.shape[1]:
         raise InputError(f"vectors of {vectors_ND.shape[1]} dimensions for a whitening of {whitening_WD.shape[1]}")
-    matrix_WD = whitening_WD.astype(
-        np.float64
-    )  # so that a row's bits do not depend on the others, float32's rounding aside
-    white_NW = (vectors_ND.astype(np.float64) - matrix_WD[-1]) @ matrix_WD[:-1].T
-    unit_NW: Matrix = white_NW / np.maximum(np.linalg.norm(white_NW, axis=1, keepdims=True), 1e-12)
-    return unit_NW.astype(np.float32)
+    matrix_WD = whitening_WD.astype(np.float64)  # a row's bits do not depend on the others, float32's rounding aside
+    unit_NW = np.empty((len(vectors_ND), len(matrix_WD) - 1), np.float32)
+    for start in range(0, len(vectors_ND), _BLOCK):
+        white_NW = (vectors_ND[start : start + _BLOCK].astype(np.float64) - matrix_WD[-1]) @ matrix_WD[:-1].T
+        lengths = np.linalg.norm(white_NW, axis=1, keepdims=True)
+        unit_NW[start : start + _BLOCK] = white_NW / np.maximum(lengths, 1e-12)
+    return unit_NW

@@ -42,10 +42,10 @@ class Edition:
     def processed(self) -> str:
         """What its scores went through beside the descriptors' cosine, in words; empty: nothing."""
         summary = self.index.manifest.summary
-        power = (
-            [f"whiten_power {summary.get('whiten_power', 1.0):g}"] if summary.get("whiten") else []
-        )  # 1: before that flag
-        return ", ".join([f"{name} {summary[name]}" for name in OPTIONS if summary.get(name)] + power)
+        options = [f"{name} {summary[name]}" for name in OPTIONS if summary.get(name)]
+        if summary.get("whiten"):
+            options.append(f"whiten_power {summary.get('whiten_power', 1.0):g}")  # 1: an index of before that flag
+        return ", ".join(options)
 
     def allow(self, categories: tuple[str, ...], ids: tuple[str, ...]) -> Allowed | None:
         """The rows that may answer; None: all.

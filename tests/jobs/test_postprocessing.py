@@ -14,6 +14,7 @@ from jobs import compare, dedup, index, living
 from jobs.bench import search as bench_search
 from jobs.bench.search import Engines
 from jobs.querying import open_index, open_searcher
+from manet import whitening
 from manet.errors import InputError
 from manet.whitening import learn_whitening, whiten
 from tests.jobs.test_living import DIM, Matrix, describe, vectors_of
@@ -81,7 +82,7 @@ def test_whitening_is_that_of_the_singular_values(gallery: Matrix, power: float)
 
 
 def test_a_comparison_whitens_block_by_block_on_spread_rows(gallery: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "_BLOCK", 7)
+    monkeypatch.setattr(whitening, "_BLOCK", 7)
     monkeypatch.setattr(compare, "SAMPLE", ROWS // 3)
     ids, queries = [f"a{row}" for row in range(ROWS)], vectors_of(9, 7, spread=0.5)
     (kept, white), (_, asked) = compare._whitened((ids, gallery), (ids[:9], queries), WIDE, POWER)
@@ -159,8 +160,7 @@ def test_a_quantized_index_is_tuned_on_what_it_stores(gallery: Matrix, tmp_path:
     done = index.run(index.Config(queries=str(tmp_path / "queries.npy"), recall_target=0.9, expand=2, **flags))
     assert done["recall@7"] >= 0.9
     matrix = np.load(Path(out) / "whitening.npy")
-    np.testing.assert_allclose(
-        ((many - matrix[-1]) @ matrix[:-1].T).std(0), 1, atol=0.02
-    )  # the power 1: all vary alike
+    projected = (many - matrix[-1]) @ matrix[:-1].T
+    np.testing.assert_allclose(projected.std(0), 1, atol=0.02)  # the power 1: all vary alike
     groups = dedup.run(dedup.Config(index=out, nprobe=8, out=str(tmp_path / "groups")))
     assert groups["pictures"] < 1500
