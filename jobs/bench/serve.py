@@ -4,7 +4,8 @@
 
 Starts `manet serve` on a free port of this machine. The bare model's rate is that of as many processes as there are embedders,
 which do nothing but describe prepared pictures in full batches, one thread each: measured before and after every level, so that
-a machine whose speed changes is seen to change.
+a machine whose speed changes is seen to change, and all levels are gone through several times. A level's share of the bare
+model is the mean over those rounds, with its 95% bootstrap interval.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -40,8 +41,10 @@ from jobs.querying import QuerySpec, open_index, query_spec
 from jobs.streaming import picture_config
 from manet.errors import PictureError
 from manet.images import auto_batch, decode
+from manet.metrics import bootstrap_interval
 
 _START_S = 180.0
+Shares = np.ndarray[Any, np.dtype[Any]]
 
 
 class Config(SessionConfig):
@@ -56,9 +59,11 @@ class Config(SessionConfig):
     pictures: int = Field(default=64, ge=1)
     """Queries that take turns."""
     levels: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 1.0, 1.2, 3.0)
-    """Offered rates, as shares of the bare model's; one that is given several times counts by its median."""
-    seconds: float = Field(default=20.0, gt=0)
-    """Seconds of each level, and of each measurement of the bare model."""
+    """Offered rates, as shares of the bare model's; the last one is the overload."""
+    rounds: int = Field(default=3, ge=1)
+    """Times that all levels are gone through."""
+    seconds: float = Field(default=10.0, gt=0)
+    """Seconds of each level in each round, and of each measurement of the bare model."""
     out: str = ""
     """Folder for `serve.json`; default: nothing is written."""
 
@@ -79,21 +84,25 @@ def run(config: Config) -> dict[str, Any]:
         pixels = np.stack([decode(data, pictures) for data in files])
     except (PictureError, ValueError) as error:
         raise BadInputError(f"--queries {config.queries}: its pictures must be whole: {error}") from None
-    folder = str(local_copy(model))
-    with serving(config.index, "--embedders", str(config.embedders)) as address:
-        bare = [_bare(folder, spec, pixels, config)]
+    bare, rounds = [], []
+    with (
+        serving(config.index, "--embedders", str(config.embedders)) as address,
+        _bare_model(str(local_copy(model)), spec, pixels, config.embedders) as rate_of_bare,
+    ):
+        bare.append(rate_of_bare(config.seconds))
         asyncio.run(offer(address, files, bare[0] / 2, 3.0, seed=1))  # what is only slow at first
-        rows = []
-        for place, level in enumerate(config.levels):
-            outcome = asyncio.run(offer(address, files, level * bare[-1], config.seconds, seed=place))
-            bare.append(_bare(folder, spec, pixels, config))
-            row = outcome.row()
-            rows.append({"level": level, **row, "of_bare": round(row["served"] / (sum(bare[-2:]) / 2), 3)})
-            say(f"bench serve: {rows[-1]}")
-    shares = {
-        level: float(np.median([row["of_bare"] for row in rows if row["level"] == level])) for level in config.levels
-    }
-    peak = max(shares.values())
+        for number in range(config.rounds):
+            rows = []
+            for level in config.levels:
+                outcome = asyncio.run(offer(address, files, level * bare[-1], config.seconds, seed=len(bare)))
+                bare.append(rate_of_bare(config.seconds))
+                row = outcome.row()
+                rows.append({"level": level, **row, "of_bare": round(row["served"] / (sum(bare[-2:]) / 2), 3)})
+                say(f"bench serve: round {number + 1} of {config.rounds}: {rows[-1]}")
+            rounds.append(rows)
+    levels = [_level(rows) for rows in zip(*rounds, strict=True)]
+    peak = int(np.argmax([row["of_bare"] for row in levels]))
+    overload = np.array([rows[-1]["of_bare"] / rows[peak]["of_bare"] for rows in rounds])
     summary = {
         "kind": "bench",
         "rows": index.manifest.summary["rows"],
@@ -101,14 +110,30 @@ def run(config: Config) -> dict[str, Any]:
         "batch": spec.batch_size or auto_batch(pictures.size),
         "embedders": config.embedders,
         "bare_model": [round(each, 2) for each in bare],
-        "peak_of_bare": round(peak, 3),
-        "overload_of_peak": round(shares[config.levels[-1]] / peak, 3),
-        "levels": rows,
+        **{name.replace("of_bare", "peak_of_bare"): x for name, x in levels[peak].items() if "of_bare" in name},
+        **_with_interval("overload_of_peak", overload),
+        "levels": levels,
+        "rounds": rounds,
     }
-    say_table(rows)
+    say_table(levels)
     if config.out:
         open_store(config.out).write("serve.json", json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _level(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One level over all rounds: mean rates, all that were turned away, the worst percentiles."""
+    found: dict[str, Any] = {"level": rows[0]["level"]}
+    found |= {name: round(float(np.mean([row[name] for row in rows])), 2) for name in ("offered", "served")}
+    found |= {name: sum(row[name] for row in rows) for name in ("refused", "failed")}
+    found |= {name: max(row[name] for row in rows) for name in rows[0] if name.endswith("_ms")}
+    return found | _with_interval("of_bare", np.array([row["of_bare"] for row in rows]))
+
+
+def _with_interval(name: str, shares: Shares) -> dict[str, float]:
+    """Mean over the rounds, and the ends of its 95% bootstrap interval."""
+    low, high = bootstrap_interval(shares)
+    return {name: round(float(shares.mean()), 3), f"{name}_low": round(low, 3), f"{name}_high": round(high, 3)}
 
 
 @contextmanager
@@ -141,33 +166,40 @@ def _is_ready(address: str) -> bool:
         return False
 
 
-def _bare(folder: str, spec: QuerySpec, pixels: Picture, config: Config) -> float:
-    """Pictures a second of the model alone, in as many processes as there are embedders, which begin together."""
+@contextmanager
+def _bare_model(folder: str, spec: QuerySpec, pixels: Picture, count: int) -> Iterator[Callable[[float], float]]:
+    """The model alone in as many processes as there are embedders: seconds -> pictures a second, all beginning together."""
     context = get_context("spawn")
-    together = context.Barrier(config.embedders)
-    pool = ProcessPoolExecutor(config.embedders, mp_context=context, initializer=_ready, initargs=(together,))
-    with inherited(FOR_PASSES), pool:
-        work = [pool.submit(_describe_for, folder, spec, pixels, config.seconds) for _ in range(config.embedders)]
-        rate = sum(each.result() for each in work)
-    say(f"bench serve: the bare model describes {rate:.2f} pictures a second")
-    return rate
+    arguments = (context.Barrier(count), folder, spec, pixels)
+    with (
+        inherited(FOR_PASSES),
+        ProcessPoolExecutor(count, mp_context=context, initializer=_load, initargs=arguments) as pool,
+    ):
+
+        def rate_in(seconds: float) -> float:
+            rate = sum(each.result() for each in [pool.submit(_describe_for, seconds) for _ in range(count)])
+            say(f"bench serve: the bare model describes {rate:.2f} pictures a second")
+            return rate
+
+        yield rate_in
 
 
-_TOGETHER: list[Any] = []  # a spawned process's barrier: it cannot be handed over with the work
+_LOADED: list[Any] = []  # of a bare process: the barrier, the describer, the pictures
 
 
-def _ready(together: Any) -> None:  # noqa: ANN401 - a barrier of multiprocessing
-    _TOGETHER.append(together)
-
-
-def _describe_for(folder: str, spec: QuerySpec, pixels: Picture, seconds: float) -> float:
-    """Pictures a second of this process."""
+def _load(together: Any, folder: str, spec: QuerySpec, pixels: Picture) -> None:  # noqa: ANN401 - a barrier of multiprocessing
     import torch
 
     torch.set_num_threads(1)
     describer = spec.describer(Path(folder))
     describer.describe(pixels[:1])
-    _TOGETHER[0].wait()
+    _LOADED.extend((together, describer, pixels))
+
+
+def _describe_for(seconds: float) -> float:
+    """Pictures a second of this process."""
+    together, describer, pixels = _LOADED
+    together.wait()
     batch, done, began = describer.batch_size, 0, time.monotonic()
     while time.monotonic() - began < seconds:
         at = done % max(1, len(pixels) - batch + 1)

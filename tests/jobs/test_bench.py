@@ -1,5 +1,7 @@
-"""`manet bench` extract, fewshot and pooling: ratios that are ratios, shares that add up."""
+"""`manet bench` extract, fewshot, pooling and serve: ratios that are ratios, shares that add up."""
 
+import json
+import statistics
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,3 +43,21 @@ def test_pooling_beside_its_network_and_a_loop(manet: Run, model: Path) -> None:
     assert found["regions"] == 14
     assert found["difference"] < 1e-6
     assert 0 < found["sr_mac_of_backbone"] < 1
+
+
+@pytest.mark.slow
+def test_the_service_beside_its_model(manet: Run, served_index: Path, shop: Path, tmp_path: Path) -> None:
+    flags = ("--seconds", 2, "--rounds", 2, "--levels", 0.5, "--levels", 3, "--embedders", 1, "--out", tmp_path)
+    queries = shop / "queries"
+    found = summary_of(manet("bench", "serve", "--index", served_index, "--queries", queries, *flags, timeout=280))
+    assert json.loads((tmp_path / "serve.json").read_text()) == found
+    assert len(found["bare_model"]) == 1 + 2 * 2
+    assert [len(rows) for rows in found["rounds"]] == [2, 2]
+    for place, level in enumerate(found["levels"]):
+        rounds = [rows[place] for rows in found["rounds"]]
+        assert level["failed"] == 0
+        assert level["refused"] == sum(row["refused"] for row in rounds)
+        assert level["of_bare"] == pytest.approx(statistics.mean(row["of_bare"] for row in rounds), abs=0.001)
+        assert level["of_bare_low"] <= level["of_bare"] <= level["of_bare_high"]
+    assert found["peak_of_bare"] == max(level["of_bare"] for level in found["levels"])
+    assert found["levels"][1]["refused"] > 0, "three times the bare rate overloads it"
