@@ -48,6 +48,11 @@ class Config(JobConfig):
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     table = open_table(config.catalog, "catalog", "--catalog")
+    if table.packed and ".tar#" in table.pictures(0, 1)[0][1]:
+        raise BadInputError(
+            f"--catalog {config.catalog}: of tar shards, which can be described but not trained on: training reads pictures by "
+            "their URIs; ingest them as files"
+        )
     return make(config, "fewshot", {"catalog": table.source}, partial(_build, config, table))
 
 

@@ -43,7 +43,7 @@ class Table:
         return sum(file.rows for file in self.files)
 
     def read(self, start: int = 0, stop: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """Rows start..stop (all by default), columns checked; `uri` made absolute."""
+        """Rows start..stop and columns (all by default, but pictures packed in the table), checked; `uri` made absolute."""
         stop = self.rows if stop is None else stop
         pieces, first = [], 0
         for file in self.files:
@@ -126,12 +126,17 @@ def _opened(uri: str) -> BinaryIO:
 def _whole(uri: str) -> pa.Table:
     """A file's rows without the pictures themselves."""
     file = _parquet(uri)
-    return file.read(columns=[name for name in file.schema_arrow.names if name != BYTES])
+    return file.read(columns=_without_pictures(file))
+
+
+def _without_pictures(file: pq.ParquetFile) -> list[str]:
+    return [name for name in file.schema_arrow.names if name != BYTES]
 
 
 def _read_rows(uri: str, start: int, stop: int, columns: list[str] | None) -> pa.Table:
     """Rows of one file, reading only the row groups that hold them."""
     file = pq.ParquetFile(_opened(uri), metadata=_parquet(uri).metadata)  # one of its own: readers share no state
+    columns = columns or _without_pictures(file)
     groups: list[int] = []
     first = skip = 0
     for group in range(file.metadata.num_row_groups):
@@ -177,10 +182,26 @@ def local_copy(artifact: Artifact, prefix: str = "") -> Path:
     return folder
 
 
-def fetch_weights(uri: str) -> Path:
-    """Bring a weights file from a store into the local cache, for `manet.weights`."""
+def fetch_weights(uri: str, sha256: str = "") -> Path:
+    """A weights file of a store on this machine, for `manet.weights`; kept in the cache by its checksum.
+
+    Where the checksum is known and the file is there already, nothing is brought.
+    """
     store, name = split_uri(uri)
-    folder = Path(tempfile.mkdtemp(prefix="manet-weights-"))
-    path = folder / Path(name).name
-    store.download(name, path)
+    kept, file = cache_folder() / "weights", Path(name).name
+    if sha256 and (path := kept / sha256[:32] / file).is_file() and sha256_of(path) == sha256:
+        return path
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept) as scratch:
+        brought = Path(scratch) / file
+        store.download(name, brought)
+        path = kept / sha256_of(brought)[:32] / file
+        path.parent.mkdir(exist_ok=True)
+        brought.replace(path)
     return path
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -65,9 +65,9 @@ def run(config: Config) -> dict[str, Any]:
         return f"{out}/{name}"
 
     few = stage("fewshot", "fewshot", catalog=config.catalog)
-    masks = f"{out}/masks"
-    pretrained = stage("pretrained", "train", fewshot=few, masks=masks, size=config.size, epochs=0)
-    model = stage("model", "train", fewshot=few, masks=masks, size=config.size, init=pretrained, saliency_epochs=0)
+    pretrained = stage("pretrained", "train", fewshot=few, size=config.size, epochs=0)
+    shared = {"masks": f"{pretrained}/masks", "init": pretrained}
+    model = stage("model", "train", fewshot=few, size=config.size, saliency_epochs=0, **shared)
     descriptors = stage("descriptors", "extract", catalog=config.catalog, model=model)
     built = stage("index", "index", descriptors=descriptors)
     figures = stage("evaluation", "evaluate", index=built, queries=config.queries)
@@ -102,7 +102,8 @@ def run(config: Config) -> dict[str, Any]:
 def _config_of(config: Config, job: str, **fields: Any) -> Any:  # noqa: ANN401 - configs of several jobs
     """A stage's config: the session and --overwrite of the pipeline, --set, and what the stage itself decides."""
     session = {name: getattr(config, name) for name in (*SessionConfig.model_fields, "overwrite")}
-    chosen = {key: value for name, key, value in map(_split, config.set) if name == job}
+    taken = train.OF_INIT if "init" in fields else ()
+    chosen = {key: value for name, key, value in map(_split, config.set) if name == job and key not in taken}
     module = STAGES[job]
     try:
         return module.Config(**{**session, **chosen, **fields})

@@ -142,8 +142,13 @@ class Steps:
         return {name: round(total / max(1, part.steps), 5) for name, total in part.sums.items()}
 
     def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
-        """The stage's figures over the validation split, the same on every worker."""
+        """The stage's figures over the validation split, the same on every worker. All have the first one's statistics then: a
+        decoder's batch norms learned those of each worker's own pictures.
+        """
         self._module.eval()
+        if _worker_count() > 1:
+            for buffer in self._module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         rows, sums = 0, dict[str, float]()
         with torch.inference_mode():
             for batch in self._batches(shard):
@@ -212,7 +217,7 @@ class _Saliency(Steps):
 
 class _Joint(Steps):
     def _parts(self, network: MANet) -> tuple[torch.nn.Module, Groups]:
-        network.backbone.requires_grad_(True)
+        network.backbone.learn()
         for net in (network.backbone.net, network.saliency.encoder):
             freeze_early(net, self._plan.frozen_stride)
         groups = [{"params": part.parameters(), "lr": self._plan.lr} for part in (network.saliency, network.backbone)]
@@ -278,7 +283,8 @@ def _first_views(batch: Batch) -> Batch:
 
 
 def joint_losses(seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: Batch, plan: "Plan") -> Losses:
-    """Losses of the joint stage. The mean of the workers' gradients is that of one worker that has all their pictures.
+    """Losses of the joint stage. The mean of the workers' gradients is that of one worker that has all their pictures, but for
+    the batch norms of the saliency decoder, whose statistics are of each worker's own.
 
     Args:
         seen: outputs of `JointStage`: saliency, logits, descriptors.

@@ -23,19 +23,23 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
-from cluster.errors import BadInputError
+from cluster.errors import ArtifactMissingError, BadInputError
 from cluster.session import ray_session
 from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
 from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
-from jobs.masks import CLAIMS, MapKind, build_masks, mapper
+from jobs.masks import CLAIMS, RENDERED, MapKind, build_masks, mapper
 from jobs.training import Branch, Plan, default_cpus, fit
 from manet.checkpoint import load_model, save_branch
 from manet.config import Attention, NetworkConfig, TextSource, read_config
 from manet.images import PictureConfig
 from manet.network import InitialWeights, MANet, initial, load_text
 from manet.text import PUBLIC
+from manet.weights import pinned
+
+OF_INIT = ("backbone_weights", "saliency_weights", "text_weights")
+"""Flags that --init answers: no network starts from two weights."""
 
 
 class Config(JobConfig):
@@ -76,7 +80,7 @@ class Config(JobConfig):
     text_source: TextSource = "logits"
     """What equation 2 is fed: EAST's score map before (logits) or after (scores) its own sigmoid."""
     size: int = Field(default=480, ge=32)
-    """Longer side of the pictures that the model will describe, px."""
+    """Longer side of the pictures that the model will describe, px; with --init that model's unless it is given."""
     train_size: int = Field(default=224, ge=32)
     """Longer side of the pictures in training, px."""
     saliency_epochs: int = Field(default=2, ge=0)
@@ -130,6 +134,8 @@ class Config(JobConfig):
             raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
         if self.workers_min > self.workers:
             raise ValueError(f"--workers-min {self.workers_min} is more than --workers {self.workers}")
+        if self.workers > self.batch_size:
+            raise ValueError(f"--workers {self.workers}: --batch-size {self.batch_size} has not a picture for each")
         if self.text == "none" and self.text_weights != "none" and not self.init:
             raise ValueError(f"--text-weights {self.text_weights}: --text names their network")
         if self.branch == "text" and self.text in {"none", PUBLIC}:
@@ -142,15 +148,19 @@ class Config(JobConfig):
 def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     fewshot = open_artifact(config.fewshot, "fewshot")
-
     init = open_model(config.init) if config.init else None
-
     categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))["categories"]
     network, weights = _network(config, init, len(categories)), _weights(config)
     if not config.masks:
         mapper(*_teaching(config), fewshot)
     if init is None:  # a mistake in the flags is said before the folder is claimed
         initial(network, weights, fetch_weights)
+    config = _pinned(config)
+    weights = _weights(config)
+    if config.masks and _masks_fit(config, config.masks, fewshot) is False:
+        raise BadInputError(
+            f"--masks {config.masks}: of another few-shot set, or made otherwise; choose another folder for these"
+        )
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         with ray_session(config):
@@ -179,19 +189,41 @@ def run(config: Config) -> dict[str, Any]:
     return make(config, "model" if config.branch == "all" else config.branch, inputs, build)
 
 
+def _pinned(config: Config) -> Config:
+    """The flags with the checksums of the files that they name, so that other content at the same address is another command."""
+    flags = (*OF_INIT, "pseudo_masks", "pseudo_text")
+    given = {name: spec for name in flags if (spec := getattr(config, name)) not in {"classical", RENDERED}}
+    found = {name: pinned(spec, fetch_weights) for name, spec in given.items()}
+    return config.model_copy(update={name: spec for name, spec in found.items() if spec != given[name]})
+
+
 def _teaching(config: Config) -> tuple[MapKind, str]:
     """The kind of map that the branch in training learns from, and what makes it."""
     return ("text", config.pseudo_text) if config.branch == "text" else ("saliency", config.pseudo_masks)
 
 
 def _masks(config: Config, fewshot: Artifact) -> Artifact:
+    """The masks at --masks, else the run's own; --overwrite makes these anew, unless they are whole and of the same pictures."""
     kind, source = _teaching(config)
+    name = "masks" if kind == "saliency" else "text-maps"
     uri = config.masks or f"{config.out.rstrip('/')}/masks"
-    nested = config.model_copy(update={"out": uri, "overwrite": False})
     inputs = {"fewshot": fewshot.as_input()}
     build = lambda writer: build_masks(writer, fewshot, kind, source, config.max_rejects)  # noqa: E731
-    make(nested, "masks" if kind == "saliency" else "text-maps", inputs, build, claimed=CLAIMS[kind])
-    return open_artifact(uri, "masks" if kind == "saliency" else "text-maps")
+    overwrite = config.overwrite and not config.masks and not _masks_fit(config, uri, fewshot)
+    nested = config.model_copy(update={"out": uri, "overwrite": overwrite})
+    make(nested, name, inputs, build, claimed=CLAIMS[kind])
+    return open_artifact(uri, name)
+
+
+def _masks_fit(config: Config, uri: str, fewshot: Artifact) -> bool | None:
+    """Whether whole masks stand at `uri` that are of these pictures, made as the flags say; None: none do."""
+    kind, _ = _teaching(config)
+    try:
+        made = open_artifact(uri, "masks" if kind == "saliency" else "text-maps").manifest
+    except ArtifactMissingError:
+        return None
+    same = all(made.config.get(flag) == getattr(config, flag) for flag in CLAIMS[kind])
+    return same and made.inputs["fewshot"].sha256 == fewshot.sha256
 
 
 def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConfig:
@@ -201,7 +233,6 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
         BadInputError: a flag that names another network than that of --init.
         WeightsError: a text branch that is added has no weights.
     """
-    pictures = PictureConfig(size=config.size)
     if init is not None:
         theirs = read_config(local_copy(init, "config.json")).network
         for name in ("backbone", "text"):
@@ -210,9 +241,15 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
                 raise BadInputError(
                     f"--{name} {getattr(config, name)}: the model of --init has {getattr(theirs, name)}; leave the flag out"
                 )
+        for name in OF_INIT[:2]:
+            if name in config.model_fields_set:
+                flag = f"--{name.replace('_', '-')}"
+                raise BadInputError(f"{flag} {getattr(config, name)}: --init brings the weights; leave the flag out")
         flags = ("attention", "text", "text_source")
         chosen = {name: getattr(config, name) for name in flags if name in config.model_fields_set}
-        network = theirs.model_copy(update=chosen | {"classes": classes, "pictures": pictures})
+        if "size" in config.model_fields_set:
+            chosen["pictures"] = PictureConfig(size=config.size)
+        network = theirs.model_copy(update=chosen | {"classes": classes})
         if network.text != theirs.text:
             load_text(MANet(network), _weights(config), fetch_weights)
         elif config.text_weights != "none":
@@ -226,7 +263,7 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
         attention=config.attention,
         text_source=config.text_source,
         classes=classes,
-        pictures=pictures,
+        pictures=PictureConfig(size=config.size),
     )
 
 
@@ -246,16 +283,19 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
     )
     with tempfile.TemporaryDirectory() as scratch:
         with Meter("train", plan.steps_of(plan.workers) * (plan.saliency_epochs + plan.epochs), "steps") as meter:
-            history = fit(plan, masks, checkpoints, Path(scratch), meter)
-        history = [{**row, "epoch": epoch} for epoch, row in enumerate([*_history(plan.init), *history])]
-        (Path(scratch) / "metrics.json").write_text(json.dumps({"history": history}, indent=1))
+            own, best = fit(plan, masks, checkpoints, Path(scratch), meter)
+        before = _history(plan.init)
+        history = [{**row, "epoch": epoch} for epoch, row in enumerate([*before, *own])]
+        epoch = len(before) + best
+        metrics = {"history": history, "epoch": epoch}  # the one that the model is of
+        (Path(scratch) / "metrics.json").write_text(json.dumps(metrics, indent=1))
         files = ["model.safetensors", "config.json", "metrics.json"]
         if config.branch != "all":
             files = [f"{config.branch}.safetensors", "metrics.json"]
             save_branch(load_model(Path(scratch)), config.branch, Path(scratch) / files[0])
         put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})
-    validated = {key: value for key, value in history[-1].items() if key.startswith("val_")}
-    return {"categories": len(plan.categories), "epochs": len(history), **validated}
+    validated = {key: value for key, value in history[epoch].items() if key.startswith("val_")}
+    return {"categories": len(plan.categories), "epochs": len(history), "epoch": epoch, **validated}
 
 
 def _history(init: Artifact | None) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class Plan(BaseModel):
 
     def steps_of(self, workers: int) -> int:
         """Steps of one epoch."""
-        return max(1, math.ceil(self.train_rows / (self.batch_of(workers) * workers)))
+        return max(1, self.train_rows // (self.batch_of(workers) * workers))  # a batch that is not full is left out
 
     @property
     def views(self) -> int:
@@ -138,8 +138,9 @@ def default_cpus(workers: int, gpus: float) -> float:
     return 1.0 if gpus else min(share, max((cpus for cpus, _ in alive_nodes() if cpus), default=share))
 
 
-def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter) -> list[dict[str, Any]]:
-    """Train, or go on from the newest checkpoint; leave the model's files in `into`; return one row an epoch.
+def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter) -> tuple[list[dict[str, Any]], int]:
+    """Train, or go on from the newest checkpoint; leave the model's files in `into`; return one row an epoch, and the number of
+    the epoch that the model is of.
 
     The first worker's steps advance `meter`; every epoch's figures are said.
 
@@ -177,15 +178,16 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             ray.kill(clock)
     if result.error is not None or result.checkpoint is None:
         raise JobFailedError(f"training failed: {result.error or 'no epoch was finished'}")
-    best = result.checkpoint
+    chosen = result.checkpoint
     if plan.patience:
-        best = max(result.best_checkpoints, key=lambda pair: float(pair[1]["score"]))[0]
-    with best.as_directory() as folder:
+        chosen = max(result.best_checkpoints, key=lambda pair: float(pair[1]["score"]))[0]
+    with chosen.as_directory() as folder:
+        epoch = len(json.loads((Path(folder) / _POSITION).read_text())["history"]) - 1
         for name in ("model.safetensors", "config.json"):
             (into / name).write_bytes((Path(folder) / name).read_bytes())
     with result.checkpoint.as_directory() as folder:
         history: list[dict[str, Any]] = json.loads((Path(folder) / _POSITION).read_text())["history"]
-    return history
+    return history, epoch
 
 
 def _room(plan: Plan, *, again: bool) -> int:
@@ -310,6 +312,8 @@ def _loop(config: dict[str, Any]) -> None:
                 _report(network, plan, history, here, stage.moments() if first else {})
 
         row = stage.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell, part, after)
+        if not plan.patience and not all(map(math.isfinite, row.values())):
+            raise BadInputError(f"training diverged in epoch {epoch}: {row}; lower --lr / --saliency-lr / --head-lr")
         row |= stage.validate(ray.train.get_dataset_shard("val"))
         part = Part()
         history.append({"epoch": epoch, "stage": plan.stage(epoch), "workers": workers, **row})

@@ -58,6 +58,19 @@ class Backbone(nn.Module):
         """F of a batch."""
         return torch.relu(cast(Any, self.net).forward_features(self.normalise(rgb)))
 
+    def learn(self) -> None:
+        """Let all parameters learn that F depends on. In some networks timm keeps layers behind F, and DDP would wait for their
+        gradients.
+        """
+        training = self.training
+        self.requires_grad_(True).eval()
+        with torch.enable_grad():
+            self(self.normalise.mean.new_zeros(1, 3, 64, 64)).sum().backward()
+        for parameter in self.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+        self.train(training)
+
 
 def _channels(name: str, net: nn.Module) -> int:
     """K, found by a small picture: `num_features` is the classifier's input, which for VGG is not F's depth.

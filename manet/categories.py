@@ -151,10 +151,12 @@ def _count(descriptions: Sequence[str]) -> _Terms:
     try:
         tfidf = sparse.csc_matrix(vectorizer.fit_transform(texts))
     except ValueError:  # sklearn's word for an empty vocabulary
-        raise InputError("no description holds a word that can name a category; give more or fuller ones") from None
+        raise InputError(_WORDLESS) from None
     least_rows = min(_LEAST_ROWS, max(1, int(rows.sum()) // 50))
     often = (np.diff(tfidf.indptr) >= _LEAST_TEXTS) | (np.asarray((tfidf > 0).T @ rows).ravel() >= least_rows)
     names = [str(name) for name in vectorizer.get_feature_names_out()[often]]
+    if not names:
+        raise InputError(_WORDLESS)
     tfidf = tfidf[:, np.flatnonzero(often)]
     variants = _spellings(names, np.diff(tfidf.indptr))
     if variants:  # a description in either spelling counts for the more frequent one
@@ -176,6 +178,9 @@ def _spellings(names: list[str], texts_T: Array) -> dict[int, int]:
         if (joined := name.replace(" ", "")) != name and joined in index
     ]
     return dict((i, j) if texts_T[i] < texts_T[j] else (j, i) for i, j in both)
+
+
+_WORDLESS = "no description holds a word that can name a category; give more or fuller ones"
 
 
 class _Company:

@@ -175,7 +175,7 @@ class Describer:
         while start < count:
             rows = slice(start, min(start + self._batch, count))
             try:
-                maps = self._run(_scaled(self._full(pixels_NSS3[rows]), scale))
+                maps = self._run(_scaled(self._full(pixels_NSS3[rows]), scale), self._pass)
             except torch.OutOfMemoryError:
                 if self._batch == 1:
                     raise
@@ -195,9 +195,9 @@ class Describer:
             return batch
         return batch.pin_memory().to(self._device, non_blocking=True)
 
-    def _run(self, batch_BSS3: torch.Tensor) -> Maps:
+    def _run(self, batch_BSS3: torch.Tensor, network: Callable[[torch.Tensor], Maps]) -> Maps:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._pass(batch_BSS3)
+            return network(batch_BSS3)
 
     def _fitting(self, size: int) -> int:
         """The batch size to work with: on a GPU the largest power of two, up to 512, of which half as many again fit."""
@@ -206,7 +206,7 @@ class Describer:
         fits = 1
         try:
             while fits < 512:
-                self._run(torch.zeros((fits * 3, size, size, 3), dtype=torch.uint8, device=self._device))
+                self._run(torch.zeros((fits * 3, size, size, 3), dtype=torch.uint8, device=self._device), self._network)
                 fits *= 2
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -222,7 +222,9 @@ def _folded(network: MANet) -> MANet:
         before, after = network(example), found(example)
     for field in fields(before):
         one, other = getattr(before, field.name), getattr(after, field.name)
-        if one is not None and (one - other).abs().max() > _FOLDED * one.abs().max() and "salient" not in field.name:
+        if one is None or "salient" in field.name:
+            continue
+        if not (one - other).abs().max() <= _FOLDED * one.abs().max():  # true of NaN too
             return network
     return found
 

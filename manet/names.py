@@ -39,4 +39,4 @@ DescriptorName = Literal[
     "sr-mac@other-text",
 ]
 """A pooling of X~, or, behind an @, of other features."""
-DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map")
+DEAD = PictureError(Reason.DEAD_FEATURE_MAP, "no positive activation in the feature map, or one that is not finite")

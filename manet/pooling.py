@@ -20,8 +20,9 @@ _EPSILON = 1e-6
 
 
 def dead_rows(x_BCHW: Tensor) -> Tensor:
-    """Pictures without any positive activation, bool [B]: they have no descriptor."""
-    return ~(x_BCHW > 0).flatten(1).any(1)
+    """Pictures without any positive activation, or with one that is not finite, bool [B]: they have no descriptor."""
+    most_B = x_BCHW.flatten(1).amax(1)  # NaN where one is
+    return ~((most_B > 0) & torch.isfinite(most_B))
 
 
 def mac(x_BCHW: Tensor) -> Tensor:
@@ -115,11 +116,11 @@ def sr_mac_parts(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = Fals
 
 
 def _salient_weights(regions: Regions, salient_BHW: Tensor, *, as_printed: bool) -> Tensor:
-    """Equation 5: each region's salient share, [B, R]; 1 everywhere in a picture without a salient cell."""
+    """Equation 5: each region's salient share, [B, R]; 1 everywhere in a picture of whose regions none has a salient cell."""
     weight_BR = regions.mean(salient_BHW)
     if as_printed:
         weight_BR = (weight_BR > 0).float()
-    return torch.where((salient_BHW > 0).flatten(1).any(1)[:, None], weight_BR, torch.ones_like(weight_BR))
+    return torch.where((weight_BR > 0).any(1, keepdim=True), weight_BR, torch.ones_like(weight_BR))
 
 
 def _weighted(regions: Regions, x_BCHW: Tensor, weight_BR: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
   own:NAME     a file of this package (manet/trained), trained by `manet train`; its card says how
   pip:NAME     a file that a pip package ships, its size and sha256 pinned below
-  PATH or URI  a .safetensors file (or a .pth that holds tensors only)
+  PATH or URI  a .safetensors file (or a .pth that holds tensors only); with #sha256=HEX behind it, that very file
   pretrained   the library's own download, for who is online
   random       no weights at all, for who asks for that by this word
 
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from manet.errors import WeightsError
 
-Fetch = Callable[[str], Path]
+Fetch = Callable[[str, str], Path]  # URI and sha256 ("": not known) -> local file
+PIN = "#sha256="  # between a file's address and the checksum that it must have
+_WORDS = ("none", "random", "pretrained", "own:", "pip:")  # specs without a file whose content could change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +78,33 @@ def resolve(spec: str, fetch: Fetch | None = None) -> Path:
         return _from_package(spec)
     if spec.startswith("own:"):
         return _own(spec)
-    if "://" in spec:
+    address, _, wanted = spec.partition(PIN)
+    if "://" in address:
         if fetch is None:
-            raise WeightsError(f"weights {spec}: only local files can be read here")
-        return fetch(spec)
-    path = Path(spec).expanduser()
+            raise WeightsError(f"weights {address}: only local files can be read here")
+        path = fetch(address, wanted)
+    else:
+        path = Path(address).expanduser()
     if not path.is_file():
-        raise WeightsError(f"weights {spec}: no such file (or did you mean own:NAME, pip:NAME, pretrained or random?)")
+        raise WeightsError(
+            f"weights {address}: no such file (or did you mean own:NAME, pip:NAME, pretrained or random?)"
+        )
+    if wanted and (found := _digest(path)) != wanted:
+        raise WeightsError(
+            f"weights {address}: the file has sha256 {found[:12]}, not {wanted[:12]} as was asked for; was it replaced?"
+        )
     return path
+
+
+def pinned(spec: str, fetch: Fetch | None = None) -> str:
+    """A spec that says which content it means: a file's with its sha256 behind it, any other as it is.
+
+    Raises:
+        WeightsError: as `resolve`.
+    """
+    if spec.startswith(_WORDS):
+        return spec
+    return f"{spec.partition(PIN)[0]}{PIN}{_digest(resolve(spec, fetch))}"
 
 
 def _own(spec: str) -> Path:

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.timeout(900)
 SMALL = (
     "--size", 96, "--set", "train.pseudo_masks=classical", "--set", "train.train_size=64", "--set", "train.epochs=1",
     "--set", "train.saliency_epochs=1", "--set", "report.shown=6",
+    "--set", "train.saliency_weights=pip:efficientnet-lite0",  # of the first training: the second has --init
 )  # fmt: skip
 
 

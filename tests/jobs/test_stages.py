@@ -59,7 +59,7 @@ def _worker(rank: int, folder: str) -> None:
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # the code's casts, in this process
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     network = _network().double()
-    module = nn.parallel.DistributedDataParallel(JointStage(network), find_unused_parameters=True)
+    module = nn.parallel.DistributedDataParallel(JointStage(network))
     loss, gradients = _gradients(module, network, slice(rank * 2, rank * 2 + 2))
     np.savez(f"{folder}/{rank}.npz", loss=loss, gradients=gradients)
     torch.distributed.destroy_process_group()

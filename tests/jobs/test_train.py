@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifact import open_artifact
+from jobs.inputs import fetch_weights, sha256_of
 from jobs.masks import mapper
 from jobs.pictures import load_picture
 from manet.images import PictureConfig
@@ -87,7 +88,47 @@ def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp
     command += ["--saliency-epochs", 0, "--pseudo-masks", "classical"]
     assert_refused(manet(*command, "--epochs", 0), 2, "nothing would be trained")
     assert_refused(manet(*command, "--backbone", "resnet18"), 2, "--backbone resnet18", "has efficientnet-lite0")
+    weights = ("--saliency-weights", "own:saliency-lite0")
+    assert_refused(manet(*command, *weights), 2, "--saliency-weights own:saliency-lite0: --init brings the weights")
+    assert_refused(manet(*command, "--workers", 40), 2, "--workers 40: --batch-size 32")
     assert not (tmp_path / "model").exists()
+
+
+def test_overwrite_reaches_masks_of_other_pictures(manet: Run, shop: Path, tmp_path: Path) -> None:
+    """Its own, where they are not of the pictures that are trained on; never those at --masks."""
+    few, out = tmp_path / "few", tmp_path / "model"
+    make = ("fewshot", "--catalog", shop / "catalog", "--out", few, "--overwrite", "--per-category")
+    train = ["train", "--fewshot", few, "--pseudo-masks", "classical", "--size", 64, "--train-size", 64, "--epochs", 0]
+    train += ["--saliency-epochs", 1, "--out", out]
+    summary_of(manet(*make, 4))
+    summary_of(manet(*train, timeout=280))
+    before = json.loads((out / "masks" / "manifest.json").read_text())
+    summary_of(manet(*make, 6))
+    assert_refused(manet(*train), 2, "another command", "--overwrite")
+    assert_refused(manet(*train, "--overwrite", "--masks", out / "masks"), 2, "of another few-shot set")
+    assert (out / "manifest.json").exists()  # nothing is lost
+    summary_of(manet(*train, "--overwrite", timeout=280))
+    after = json.loads((out / "masks" / "manifest.json").read_text())
+    assert after["summary"]["rows"] > before["summary"]["rows"]
+    summary_of(manet(*train, "--overwrite", "--seed", 1, timeout=280))
+    assert json.loads((out / "masks" / "manifest.json").read_text()) == after  # whole, and of these pictures
+
+
+def test_weights_files_are_kept_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANET_CACHE", str(tmp_path / "cache"))
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"one")
+    first = fetch_weights(f"file://{there}")
+    assert fetch_weights(f"file://{there}", sha256_of(there)) == first
+    there.write_bytes(b"two")
+    second = fetch_weights(f"file://{there}")
+    assert (first.read_bytes(), second.read_bytes()) == (b"one", b"two")
+    assert fetch_weights("file:///gone/there.safetensors", sha256_of(second)) == second  # nothing is brought
+    second.write_bytes(b"spoilt")
+    assert fetch_weights(f"file://{there}", sha256_of(there)).read_bytes() == b"two"
+    assert {path.name for path in (tmp_path / "cache" / "weights").iterdir()} == {
+        path.parent.name for path in (first, second)
+    }
 
 
 def test_the_text_branch_is_trained_alone_measured_and_taken_in(

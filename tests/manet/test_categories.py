@@ -45,6 +45,8 @@ def test_small_and_empty_catalogues() -> None:
     assert [category.name for category in find_categories(["red lipstick", "blue lipstick"], 44)] == ["lipstick"]
     with pytest.raises(InputError, match="no description holds a word"):
         find_categories(["", "12 50ml"], 44)
+    with pytest.raises(InputError, match="no description holds a word"):  # each is a word that no other has
+        find_categories([f"{chr(0x4E00 + i)}{chr(0x5E00 + i)}" for i in range(300)], 44)
 
 
 def test_the_highest_sum_wins() -> None:

@@ -103,6 +103,15 @@ def test_nothing_or_everything_salient_is_plain_r_mac() -> None:
     assert not torch.allclose(sr_mac(x, salient)[0], r_mac(x)[0], atol=1e-4)
 
 
+def test_salient_cells_outside_all_regions_are_none() -> None:
+    """The regions of a long map do not cover it."""
+    x, salient = _maps(1, 40)
+    covered = {left + i for _, left, side in reference_boxes(1, 40) for i in range(side)}
+    salient = torch.zeros_like(salient)
+    salient[:, 0, next(cell for cell in range(40) if cell not in covered)] = 1
+    torch.testing.assert_close(sr_mac(x, salient), r_mac(x))
+
+
 def test_cirtorch_adds_the_global_vector() -> None:
     x, _ = _maps(9, 12)
     wanted = [_unit(_sum_of_regions(one.numpy()) + reference("mac", one.numpy(), np.zeros(1))) for one in x]
@@ -124,6 +133,8 @@ def test_a_dead_map_has_no_descriptor() -> None:
     x, salient = _maps(5, 5)
     x[2] = 0
     assert dead_rows(x).tolist() == [False, False, True, False]
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = torch.inf, torch.nan
+    assert dead_rows(x).tolist() == [True, True, True, False]
     with pytest.raises(PictureError) as error:
         pool("sr-mac", x, salient, salient)
     assert error.value.reason is Reason.DEAD_FEATURE_MAP

@@ -11,7 +11,7 @@ from manet.config import NetworkConfig
 from manet.errors import InputError, WeightsError
 from manet.network import InitialWeights, MANet, as_rgb, initial
 from manet.rendered.catalogue import Catalogue
-from manet.weights import load_into, read_tensors, resolve
+from manet.weights import load_into, pinned, read_tensors, resolve
 
 
 def test_pip_weights_are_the_ones_known() -> None:
@@ -56,6 +56,41 @@ def test_another_file_under_the_name_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_missing_weights_are_never_replaced(spec: str, words: str) -> None:
     with pytest.raises(WeightsError, match=words):
         resolve(spec)
+
+
+def test_a_pinned_file_is_that_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"w": torch.zeros(2)}, path)
+    spec = pinned(str(path))
+    assert spec.startswith(f"{path}#sha256=")
+    assert resolve(spec) == path
+    assert pinned(spec) == spec
+    save_file({"w": torch.ones(2)}, path)
+    with pytest.raises(WeightsError, match="was it replaced"):
+        resolve(spec)
+    assert pinned(str(path)) != spec
+    asked = []
+
+    def fetch(uri: str, sha256: str) -> Path:
+        asked.append((uri, sha256))
+        return path
+
+    far = pinned("s3://bucket/w.safetensors", fetch)
+    resolve(far, fetch)
+    assert asked == [("s3://bucket/w.safetensors", ""), ("s3://bucket/w.safetensors", far[-64:])]
+    assert [pinned(word) for word in ("none", "random", "own:east-lite0")] == ["none", "random", "own:east-lite0"]
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "resnet18"])
+def test_only_what_the_feature_map_depends_on_learns(name: str) -> None:
+    backbone = Backbone(name).train()
+    backbone.learn()
+    assert backbone.training
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    backbone(torch.rand(2, 3, 64, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in learning)
+    assert len(learning) > 10
 
 
 def test_a_pickle_is_refused(tmp_path: Path) -> None:
