@@ -7,7 +7,9 @@ Reads an index (always its newest version: a new one is taken up while it serves
 /, the API's description at /v1/openapi.json, metrics for Prometheus at /metrics. Pictures are described and searched exactly
 as `manet search` does it. Nobody but this machine can ask unless --host says otherwise. Where tokens are given (one a line in
 --tokens, or parted by commas in $MANET_TOKENS), every call of the API needs one. SIGTERM or Ctrl-C: no new request is taken,
-those in hand are answered, then it ends. Fails when the index or its model cannot be used, or the port is taken.
+those in hand are answered, then it ends. Fails when the index or its model cannot be used, the port is taken, or Ray's own
+processes end. On a cluster it is one application of Ray Serve beside others, whose address all of them share; it fails there
+when it runs already, or when Ray Serve listens elsewhere than --host and --port say.
 """
 
 import hashlib
@@ -26,12 +28,13 @@ from cluster.session import SessionConfig, is_session_lost, joins_cluster, quiet
 from cluster.telemetry import say
 from jobs.memory import FOR_PASSES, inherited
 from jobs.querying import open_index, query_spec
-from jobs.serving.settings import ServingConfig
+from jobs.serving.settings import UPLOADS, ServingConfig
 
 if TYPE_CHECKING:
     from jobs.serving.listening import Door
 
 _NAME = "manet"
+_WATCH_S = 2.0  # between two looks whether Ray is still there
 _LOOK_S = 0.5  # in which Ray's processes end, where a signal reached them too
 _RAY_SERVE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # fewer hops between threads
@@ -56,7 +59,12 @@ class Config(SessionConfig, ServingConfig):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Serve until a signal; returns how long it did."""
+    """Serve until a signal; returns how long it did.
+
+    Raises:
+        BadInputError: the index, the model, the tokens or the address cannot be used.
+        JobFailedError: the replicas do not come up, or Ray's own processes end.
+    """
     tokens = _token_hashes(config)
     index = open_index(config.index)
     spec = query_spec(index)
@@ -68,8 +76,7 @@ def run(config: Config) -> dict[str, Any]:
         door = None if joins_cluster(config) else stack.enter_context(closing(Door(config.host, config.port)))
         with inherited(_RAY_SERVE):
             stack.enter_context(ray_session(config))
-        from ray import serve
-
+        alone = door is not None or not _is_shared(config)
         require_resources(
             cpus=1, gpus=float(config.gpu), workers=config.embedders, flags="--embedders (or give --ray-cpus)"
         )
@@ -79,7 +86,9 @@ def run(config: Config) -> dict[str, Any]:
             host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
             host = f"[{host}]" if ":" in host else host
             say(f"serve: http://{host}:{config.port}/ answers from {index.uri}; Ctrl-C stops it")
-            stop.wait()
+            while not stop.wait(_WATCH_S):
+                if is_session_lost():
+                    raise JobFailedError("Ray's own processes have ended, and the service with them; start it again")
             time.sleep(_LOOK_S)
             if is_session_lost():
                 say("serve: the signal went to Ray's own processes too; requests in hand are lost")
@@ -87,9 +96,50 @@ def run(config: Config) -> dict[str, Any]:
                 say("serve: stopping; requests in hand are answered first")
                 _drain(config, gateways)
         finally:
-            if joins_cluster(config):  # a session of this machine alone ends with all that runs in it
-                serve.shutdown()
+            if door is None:  # a session of this machine alone ends with all that runs in it
+                _leave(alone=alone)
     return {"kind": "serve", "index": index.uri, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _is_shared(config: Config) -> bool:
+    """Whether the cluster has a Ray Serve already, in which this service would be one application of several.
+
+    Raises:
+        BadInputError: it has one, and there is no place in it for this service.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    standing: Any = _get_global_client(raise_if_no_controller_running=False)
+    if standing is None:
+        return False
+    if _NAME in serve.status().applications:
+        raise BadInputError(
+            f"this cluster has a service named {_NAME} already: stop the job that started it; if that is gone, "
+            f"{_NAME} is ended on the cluster by: python -c \"from ray import serve; serve.delete('{_NAME}')\""
+        )
+    at = standing.http_config
+    if (at.host, at.port) != (config.host, config.port):
+        raise BadInputError(
+            f"--host {config.host} --port {config.port}: Ray Serve runs on this cluster already and listens at "
+            f"--host {at.host} --port {at.port}; give these, or end it by `serve shutdown`"
+        )
+    return True
+
+
+def _leave(*, alone: bool) -> None:
+    """Take the service off a cluster; Ray Serve too, if it was started for it and nobody else has come to use it."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        if _NAME in serve.status().applications:
+            serve.delete(_NAME)
+        if alone and not serve.status().applications:
+            serve.shutdown()
+    except (RayError, RayServeException, TimeoutError) as error:
+        say(f"serve: {_NAME} may still stand on the cluster: {_one_line(error)}")
 
 
 def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str], door: "Door | None") -> Any:  # noqa: ANN401 - Artifact, QuerySpec; a handle of Ray Serve
@@ -100,6 +150,7 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str], door:
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
+    from ray.serve.exceptions import RayServeException
     from ray.serve.schema import LoggingConfig
 
     from jobs.serving.embedder import MOST_BATCHED, Embedder, EmbedderSettings
@@ -113,7 +164,7 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str], door:
     settings = EmbedderSettings(model=model, spec=spec, pictures=pictures, gpu=config.gpu)
     batch = spec.batch_size or (MOST_BATCHED if config.gpu else auto_batch(pictures.size))
     pending = config.pending or -(-config.embedders * max(8, 4 * batch) // config.gateways)
-    taken = pending + 256  # a gateway turns searches away itself, and has others to answer
+    taken = (1 + UPLOADS) * pending + 256  # a gateway turns searches away itself, and has others to answer
     drain = config.request_seconds + 5
     often: dict[str, Any] = {
         "graceful_shutdown_timeout_s": drain,
@@ -149,12 +200,17 @@ def _deploy(config: Config, model: Any, spec: Any, tokens: frozenset[str], door:
         return serve.run(
             gateway, name=_NAME, route_prefix="/", logging_config={"log_level": "ERROR", "enable_access_log": False}
         )
-    except RuntimeError as error:
-        raise JobFailedError(f"the service does not come up: {' '.join(str(error).split())[-300:]}") from error
+    except (RuntimeError, TimeoutError, RayServeException) as error:
+        raise JobFailedError(f"the service does not come up: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[-300:]
 
 
 def _drain(config: Config, gateways: Any) -> None:  # noqa: ANN401 - a handle of Ray Serve
-    """Let no gateway take a new search, and wait until those in hand are answered; a time limit bounds each of them."""
+    """Let no gateway take a new search, and wait, for the time that one may take, until those in hand or on their way are
+    answered."""
     from ray.exceptions import RayError
 
     until = time.monotonic() + config.request_seconds

@@ -16,6 +16,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
@@ -49,7 +50,7 @@ class Client:
         address: of the service, http:// or https://.
         token: bearer token, where the service wants one.
         tries: of one request.
-        seconds: time limit of one try.
+        seconds: that one step of a try may wait for the network: to connect, to send all, to get the next piece of the answer.
 
     Raises:
         ServiceError: the address or the token cannot be one.
@@ -134,28 +135,27 @@ class Client:
         problem = ServiceError(0, "unreachable", "no try")
         for attempt in range(1, self._tries + 1):
             try:
-                status, retry_after, data = self._once(method, path, body, {**self._headers, **(headers or {})})
+                status, answered, data = self._once(method, path, body, {**self._headers, **(headers or {})})
             except (OSError, http.client.HTTPException) as error:
                 problem = ServiceError(0, "unreachable", f"{self._parts.netloc}: {error or type(error).__name__}")
                 status, retry_after = 503, 0.5 * attempt
             else:
-                if status < 400:
+                if status == 200:
                     return data
-                problem = _problem(status, data)
+                problem, retry_after = _problem(status, answered, data), _retry_after(answered)
             if status not in _AGAIN or attempt == self._tries:
                 break
             self.retried += 1
             time.sleep(retry_after * random.uniform(0.7, 1.3))
         raise problem
 
-    def _once(self, method: str, path: str, body: bytes | None, headers: Json) -> tuple[int, float, bytes]:
+    def _once(self, method: str, path: str, body: bytes | None, headers: Json) -> tuple[int, Message, bytes]:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(str(self._parts.hostname), self._parts.port, timeout=self._seconds)
         try:
             connection.request(method, self._parts.path.rstrip("/") + path, body, headers)
             response = connection.getresponse()
-            wait = response.getheader("Retry-After") or ""
-            return response.status, min(float(wait), _LONGEST_S) if wait.isdecimal() else 0.5, response.read()
+            return response.status, response.headers, response.read()
         finally:
             connection.close()
 
@@ -179,11 +179,24 @@ def _filters(categories: Sequence[str], ids: Sequence[str], more: Json) -> list[
 
 
 def _json(data: bytes) -> Json:
-    found: Json = json.loads(data)
+    try:
+        found: Json = json.loads(data)
+    except ValueError:
+        raise ServiceError(200, "no_json", "the answer is no JSON; is there a service at this address?") from None
     return found
 
 
-def _problem(status: int, data: bytes) -> ServiceError:
+def _retry_after(headers: Message) -> float:
+    """Seconds until the next try."""
+    wait = headers.get("Retry-After", "")
+    return min(float(wait), _LONGEST_S) if wait.isdecimal() else 0.5
+
+
+def _problem(status: int, headers: Message, data: bytes) -> ServiceError:
+    if 300 <= status < 400:
+        return ServiceError(
+            status, "redirect", f"the service answers {status}, see {headers.get('Location', 'nowhere')}"
+        )
     try:
         error = json.loads(data)["error"]
         return ServiceError(status, error["code"], error["message"])

@@ -25,6 +25,7 @@ _REASONS = {
     400: "The request cannot be read.",
     401: "A bearer token is wanted.",
     404: "There is no such item, or its picture is gone.",
+    408: "The upload takes too long.",
     411: "The body's length is not stated.",
     413: "The upload or the picture is too large.",
     415: "Not a form, not a picture, or a format that is not supported.",
@@ -89,6 +90,8 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, Refusal):  # of the guard, at the body's end: FastAPI makes a 400 of it
+            return answer(error.__cause__)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
         found = answer(Refusal(error.status_code, code, str(error.detail)))
         found.headers.update(error.headers or {})
@@ -117,7 +120,7 @@ def _searches(app: FastAPI, service: "Gateway") -> None:
     @app.post(
         "/v1/search",
         dependencies=known,
-        responses=_problems(400, 404, 411, 413, 415, 422, 429, 502),
+        responses=_problems(400, 404, 408, 411, 413, 415, 422, 429, 502),
         operation_id="search",
     )
     async def search(
@@ -151,7 +154,7 @@ def _searches(app: FastAPI, service: "Gateway") -> None:
     @app.post(
         "/v1/search:batch",
         dependencies=known,
-        responses=_problems(400, 411, 413, 415, 422, 429),
+        responses=_problems(400, 408, 411, 413, 415, 422, 429),
         operation_id="searchBatch",
     )
     async def batch(

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.artifact import Artifact, open_artifact
-from cluster.errors import BadInputError, ClusterError
+from cluster.errors import BadInputError, ClusterError, ObjectMissingError
 from cluster.telemetry import say
 from jobs.parquet import read_parquet
 from jobs.postprocessing import OPTIONS
@@ -68,9 +68,17 @@ class Edition:
             raise Refusal(422, "nothing_passes", "No picture of the index passes the filter.")
         return found
 
-    @cached_property
+    @property
     def about(self) -> dict[str, Any]:
         """What the index says of itself: size, settings, recall report, categories, rejects."""
+        try:
+            rejects = self._rejects
+        except ClusterError:  # for now: it is looked for again
+            rejects = None
+        return {**self._described, "rejects": rejects}
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
         summary = self.index.manifest.summary
         reports = self.index.parts("report", ".json")
         return {
@@ -89,7 +97,6 @@ class Edition:
             "report": json.loads(self.index.read(reports[-1])) if reports else {},
             "recall_plot": bool(self.index.parts("recall")),
             "categories": [{"name": name, "pictures": count} for name, count in self.categories.items()],
-            "rejects": self._rejects(),
         }
 
     def recall_plot(self) -> bytes:
@@ -103,8 +110,13 @@ class Edition:
             raise Refusal(404, "no_plot", "This index is exact: nothing was tuned.")
         return self.index.read(parts[-1])
 
+    @cached_property
     def _rejects(self) -> dict[str, Any] | None:
-        """Pictures of the gallery that could not be described; None where the descriptors are not at hand any more."""
+        """Pictures of the gallery that could not be described; None where the descriptors are not at hand any more.
+
+        Raises:
+            ClusterError: their store does not say.
+        """
         source = self.index.manifest.inputs.get("descriptors")
         try:
             if source is None or (descriptors := open_artifact(source.uri, "descriptors")).sha256 != source.sha256:
@@ -114,7 +126,7 @@ class Edition:
                 if len(shown) < _REJECTS_SHOWN:
                     rows = read_parquet(descriptors.read(part)).to_pylist()
                     shown += [{name: row[name] for name in ("image_id", "stage", "reason")} for row in rows]
-        except ClusterError:
+        except (BadInputError, ObjectMissingError):
             return None
         summary = descriptors.manifest.summary
         return {"count": summary["rejects"], "reasons": summary["reasons"], "first": shown[:_REJECTS_SHOWN]}
@@ -134,22 +146,25 @@ class Gallery:
 
     def __init__(self, uri: str, *, nprobe: int = 0, refine: int = 0, threads: int = 1) -> None:
         self._uri, self._how = uri, {"nprobe": nprobe, "refine": refine, "threads": threads}
-        self._failed = 0
+        self._failed = ""  # sha256 of a version that cannot be used
         self.current = self._open()
 
     def refresh(self) -> bool:
-        """Take up a newer version, if there is one that can be used; whether it was."""
-        number = 0
+        """Take up the newest version, if it is another one and can be used; whether it was.
+
+        Numbers do not tell versions apart: an index that was made anew in its place begins at 1 again.
+        """
+        newest = ""
         try:
-            number = open_index(self._uri).manifest.number
-            if number in {self.current.number, self._failed}:
+            newest = open_index(self._uri).sha256
+            if newest in {self.current.index.sha256, self._failed}:
                 return False
             edition = self._open()
             if edition.spec != self.current.spec:
                 raise BadInputError("it wants other descriptors: start the service again")
         except (ClusterError, ManetError, OSError) as error:
             if isinstance(error, (BadInputError, InputError)):
-                self._failed = number
+                self._failed = newest
             say(f"serve: a new version of {self._uri} is not taken up: {error}")
             return False
         self.current = edition

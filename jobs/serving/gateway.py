@@ -30,7 +30,7 @@ from jobs.serving.listening import listening_of, server_of
 from jobs.serving.metrics import ServingMetrics
 from jobs.serving.pictures import Decoders, Images
 from jobs.serving.refusals import Refusal, of_picture
-from jobs.serving.settings import MOST_ANSWERS, MOST_PICTURES, SIDES, ServingConfig
+from jobs.serving.settings import AT_ONCE, MOST_ANSWERS, MOST_PICTURES, SIDES, ServingConfig
 from jobs.serving.shaping import boxes_of, item_of, maps_of, present, result_of, shrunk, uri_of
 from manet.errors import PictureError
 from manet.explain import contributions, strongest
@@ -40,7 +40,7 @@ from manet.search import Hit
 _T = TypeVar("_T")
 _TRIES = 4  # of describing a picture, when replicas are lost
 _PAIRS = 5  # of regions shown
-_AT_ONCE = 8  # pictures of one batch in hand
+_IMAGE_WAIT_S = 5.0  # of a request for a gallery picture, until it is fetched and decoded
 _FRESH_S = 5.0  # for so long after an embedder's answer one more is taken for granted
 
 
@@ -101,7 +101,7 @@ class Gateway:
         self._looks = Decoders(shown, 1, config.picture_seconds)
         self._decoders.start()
         self._looks.start()
-        self._images = Images()
+        self._images = Images(2 * config.decoders, _IMAGE_WAIT_S)
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="search")
         self._fetching = ThreadPoolExecutor(16, thread_name_prefix="fetch")  # a store that hangs holds up no search
         self._fetcher = Fetcher(max_bytes=config.max_body, seconds=config.request_seconds / 2)
@@ -153,10 +153,10 @@ class Gateway:
             raise RuntimeError("this gateway no longer listens") from cause
 
     async def drain(self) -> tuple[str, int]:
-        """Take no new search; this gateway's name, and its searches that are still in hand."""
+        """Take no new search; this gateway's name, and its searches that are still in hand or on their way."""
         guard = present(self._guard)
         guard.stopping = True
-        return serve.get_replica_context().replica_id.unique_id, guard.pending
+        return serve.get_replica_context().replica_id.unique_id, guard.pending + guard.uploads
 
     async def ready(self) -> None:
         """Whether pictures can be described now.
@@ -180,6 +180,10 @@ class Gateway:
         Raises:
             Refusal: it cannot be answered.
         """
+        with present(self._guard).explaining(wish.explain):
+            return await self._answer(query, wish)
+
+    async def _answer(self, query: Query, wish: Wish) -> SearchAnswer:
         edition, clock = self.gallery.current, _Clock()
         if wish.explain and edition.processed:
             raise Refusal(422, "no_regions", f"This index's scores are not sums of regions ({edition.processed}).")
@@ -215,12 +219,12 @@ class Gateway:
 
     async def batch(self, queries: list[Query], wish: Wish) -> list[BatchItem]:
         """Each query's answers, or what is wrong with it."""
-        turn = asyncio.Semaphore(_AT_ONCE)
+        turn = asyncio.Semaphore(AT_ONCE)
 
         async def one(query: Query) -> BatchItem:
             async with turn:
                 try:
-                    return BatchItem(answer=await self.search(query, wish))
+                    return BatchItem(answer=await self._answer(query, wish))
                 except Refusal as refusal:
                     return BatchItem(error=Problem(code=refusal.code, message=refusal.message))
 
@@ -246,15 +250,15 @@ class Gateway:
         """A gallery picture as a JPEG square.
 
         Raises:
-            Refusal: there is none of that id, or its picture cannot be had.
+            Refusal: there is none of that id, its picture cannot be had, or too many are asked for.
         """
-        hit, _ = await self._thread(self._stored, self.gallery.current, image_id)
-        uri = uri_of(hit)
-        kept = self._images.kept(uri, side)
-        if kept is None:
-            square = await self._pictured(self._looks.threads, self._looks.decode, await self._fetch(uri))
-            kept = self._images.keep(uri, side, square)
-        return kept
+        edition = self.gallery.current
+
+        async def load() -> Picture:
+            hit, _ = await self._thread(self._stored, edition, image_id)
+            return await self._pictured(self._looks.threads, self._looks.decode, await self._fetch(uri_of(hit)))
+
+        return await self._images.get((edition.index.sha256, image_id, side), load)
 
     async def image_map(self, image_id: str, side: int, kind: str) -> bytes:
         """Saliency or text map over a gallery picture, JPEG.

@@ -1,6 +1,7 @@
 """What stands before the API: who may ask, how much and how often; headers; one form for every error.
 
-All of it is decided from a request's head, before a byte of its body is read.
+All of it is decided from a request's head, before a byte of its body is read; whether there is room for a search once more
+when its body is there: an upload, however slow, is not in hand.
 """
 
 import asyncio
@@ -10,13 +11,14 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
 from jobs.serving.metrics import ServingMetrics
 from jobs.serving.refusals import Refusal
-from jobs.serving.settings import ServingConfig
+from jobs.serving.settings import AT_ONCE, UPLOADS, ServingConfig
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,6 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body and the rate of one picture
+_WEIGHTS = {"/v1/search:batch": AT_ONCE}  # path -> searches in hand that one counts as, where it is not one
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _OPEN = ("/healthz", "/readyz")  # without a token
 _HEAD = 32 << 10  # bytes of a request's headers
@@ -51,7 +54,7 @@ class Guard:
     Args:
         app: the API.
         config: the limits.
-        pending: searches in hand, at most.
+        pending: searches in hand, at most; uploads on their way, `UPLOADS` times as many.
         tokens: sha256 of each bearer token; none: nobody needs one.
         metrics: where requests are counted.
     """
@@ -60,7 +63,7 @@ class Guard:
         self, app: App, config: ServingConfig, *, pending: int, tokens: frozenset[str], metrics: ServingMetrics
     ) -> None:
         self._app, self._config, self._tokens, self._metrics = app, config, tokens, metrics
-        self._most, self._pending = pending, 0
+        self._most, self._pending, self._uploads = pending, 0, 0
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> searches left, and when
         self._usual_s = 1.0  # of one search, lately
         self.stopping = False
@@ -115,25 +118,95 @@ class Guard:
         if self.stopping:
             raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
         self._check_rate(client, cost)
-        if self._pending >= self._most:
-            self._metrics.refused.labels("overload").inc()
-            wait = math.ceil(self._usual_s)
-            raise Refusal(503, "overloaded", "The service is busy; try again in a moment.", retry_after=max(1, wait))
-        self._pending += 1
-        self._metrics.pending.set(self._pending)
-        began = time.monotonic()
+        await self._search(scope, receive, send, cost)
+
+    async def _search(self, scope: Scope, receive: Receive, send: Send, cost: int) -> None:
+        """Answer a search: an upload until the last byte of its body, in hand and with the time of a request from then on."""
+        weight = min(self._most, _WEIGHTS.get(scope["path"], 1))  # what outweighs all room has it alone
+        self._check_room(weight)
+        began = 0.0
+
+        def begin() -> None:
+            nonlocal began
+            stage.close()
+            stage.enter_context(self.holding(weight))
+            limit.reschedule(asyncio.get_running_loop().time() + self._config.request_seconds)
+            began = time.monotonic()
+
+        async def receiving() -> Message:
+            message = await receive()
+            if not began and message["type"] == "http.request" and not message.get("more_body", False):
+                begin()
+            return message
+
         try:
-            async with asyncio.timeout(self._config.request_seconds):
-                await self._app(scope, receive, send)
+            async with asyncio.timeout(self._config.upload_seconds * cost) as limit:
+                with ExitStack() as stage:
+                    if scope["method"] == "POST":
+                        stage.enter_context(self._uploading(cost))
+                    else:
+                        begin()
+                    await self._app(scope, receiving, send)
+        except TimeoutError:
+            if began:
+                raise
+            self._metrics.refused.labels("upload").inc()
+            raise Refusal(408, "upload_timed_out", "The upload takes too long.") from None
+        if began:
             self._usual_s += 0.1 * (time.monotonic() - began - self._usual_s)
-        finally:
-            self._pending -= 1
-            self._metrics.pending.set(self._pending)
 
     @property
     def pending(self) -> int:
         """Searches in hand."""
         return self._pending
+
+    @property
+    def uploads(self) -> int:
+        """Searches whose bodies are on their way; a batch counts as four."""
+        return self._uploads
+
+    def explaining(self, answers: int) -> AbstractContextManager[None]:
+        """Count what a search that is in hand describes beside its query.
+
+        Raises:
+            Refusal: there is no room for it.
+        """
+        return self.holding(min(self._most - 1, answers))
+
+    @contextmanager
+    def holding(self, weight: int) -> Iterator[None]:
+        """Count a search, or so many, as in hand.
+
+        Raises:
+            Refusal: there is no room for it.
+        """
+        self._check_room(weight)
+        self._pending += weight
+        self._metrics.pending.set(self._pending)
+        try:
+            yield
+        finally:
+            self._pending -= weight
+            self._metrics.pending.set(self._pending)
+
+    @contextmanager
+    def _uploading(self, cost: int) -> Iterator[None]:
+        if self._uploads + cost > UPLOADS * self._most:
+            raise self._overloaded()
+        self._uploads += cost
+        try:
+            yield
+        finally:
+            self._uploads -= cost
+
+    def _check_room(self, weight: int) -> None:
+        if self._pending + weight > self._most:
+            raise self._overloaded()
+
+    def _overloaded(self) -> Refusal:
+        self._metrics.refused.labels("overload").inc()
+        wait = math.ceil(self._usual_s)
+        return Refusal(503, "overloaded", "The service is busy; try again in a moment.", retry_after=max(1, wait))
 
     def _client(self, scope: Scope, headers: dict[str, str]) -> str:
         """Who asks: the hash of the token, else the address.

@@ -11,15 +11,19 @@ import socket
 import tempfile
 import threading
 import time
+from asyncio import BaseTransport, TimerHandle
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cluster.errors import BadInputError
 
 _WAITING = 2048  # connections that no gateway has accepted yet
 _PAUSE_S = 0.2
+_HEAD = 64 << 10  # bytes of a request's head; up to here the guard, which allows half of it, answers by itself
+_HEAD_S = 30  # of a request's head, and of a new connection until there is one
 _KEEP_ALIVE_S = 90  # of an idle connection: longer than a reverse proxy keeps it, which would send on a closed one
 
 
@@ -99,6 +103,55 @@ def listening_of(path: str) -> socket.socket:
     return socket.socket(fileno=descriptors[0])
 
 
+class HttpProtocol(HttpToolsProtocol):
+    """HTTP whose heads are bounded in bytes and in time: httptools itself keeps whatever comes before a head's end."""
+
+    _head: int | None = 0  # bytes so far of the head that is awaited; None: a body is
+    _late: TimerHandle | None = None
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """Expect a head."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._late = self.loop.call_later(_HEAD_S, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing any more."""
+        self._in_time()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; close a connection whose head is too long, and give one that is not whole its time."""
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if not self._head or self.transport.is_closing():
+            return
+        if self._head > _HEAD:
+            self.send_400_response("The request's head is too large.")
+        elif self._late is None:
+            self._late = self.loop.call_later(_HEAD_S, self._give_up)
+
+    def on_headers_complete(self) -> None:
+        """Httptools' word for a head's end."""
+        self._head = None
+        self._in_time()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Httptools' word for a body's end: the next head is awaited. What of it came in the same piece is not counted."""
+        self._head = 0
+        super().on_message_complete()
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
 class Server(uvicorn.Server):
     """Uvicorn within a replica of Ray Serve, which has its own answer to signals."""
 
@@ -113,6 +166,7 @@ def server_of(app: Any) -> Server:  # noqa: ANN401 - an ASGI app
     return Server(
         uvicorn.Config(
             app,
+            http=HttpProtocol,
             backlog=_WAITING,
             timeout_keep_alive=_KEEP_ALIVE_S,
             access_log=False,

@@ -26,7 +26,7 @@ class ServingMetrics:
         )
         self.refused = self._make(Counter, "refused", "Requests that were turned away, by reason.", ("reason",))
         self.batch = self._make(Histogram, "batch_pictures", "Pictures of a pass.", buckets=(1, 2, 4, 8, 16, 32, 64))
-        self.pending = self._make(Gauge, "pending", "Searches in hand.")
+        self.pending = self._make(Gauge, "pending", "Searches in hand; a batch counts as eight.")
         self.version = self._make(Gauge, "index_version", "Version of the index that answers.")
         self.rows = self._make(Gauge, "index_pictures", "Live pictures of the index.")
         self.restarts = self._make(Gauge, "decoder_restarts", "Decode processes that a picture ended.")

@@ -1,7 +1,10 @@
 """Decoding for a service: a few decode processes, each used by one request at a time; items' images, resized and kept."""
 
+import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from queue import SimpleQueue
 
 import cv2
@@ -10,11 +13,13 @@ import numpy as np
 from jobs.decoding import Decoder
 from jobs.drawing import jpeg
 from jobs.pictures import Picture
+from jobs.serving.refusals import Refusal
 from jobs.serving.settings import SIDES
 from manet.errors import PictureError
 from manet.images import PictureConfig
 
 _KEPT = 4096  # images of items, some 10 to 30 KB each
+ImageKey = tuple[str, str, int]  # sha256 of the index's manifest, image id, side in px
 
 
 class Decoders:
@@ -68,22 +73,46 @@ class Decoders:
 
 
 class Images:
-    """The gallery's pictures as JPEG squares of a few sizes, those asked for last kept."""
+    """The gallery's pictures as JPEG squares of a few sizes, those asked for last kept.
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+    Args:
+        most: made at a time, each from a whole original in memory.
+        seconds: that a request waits for its turn, at most.
+    """
 
-    def kept(self, uri: str, side: int) -> bytes | None:
-        """The picture at a URI, JPEG, if it is at hand."""
-        found = self._kept.get((uri, side))
-        if found is not None:
-            self._kept.move_to_end((uri, side))
-        return found
+    def __init__(self, most: int, seconds: float) -> None:
+        self._turns, self._seconds = asyncio.Semaphore(most), seconds
+        self._kept: OrderedDict[ImageKey, bytes] = OrderedDict()
 
-    def keep(self, uri: str, side: int, square: Picture) -> bytes:
-        """The decoded picture in this size, JPEG, kept from now on."""
-        data = jpeg(square if side == SIDES[-1] else cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA))
-        self._kept[uri, side] = data
+    async def get(self, key: ImageKey, load: Callable[[], Awaitable[Picture]]) -> bytes:
+        """A picture, JPEG: kept, or made of the square that `load` gives.
+
+        Raises:
+            Refusal: too many are being made; or what `load` raises.
+        """
+        if key not in self._kept:
+            async with self._turn():
+                if key not in self._kept:  # others may have waited for the same one
+                    self._keep(key, await load())
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Refusal(503, "overloaded", "Too many pictures are asked for; try again.", retry_after=1) from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def _keep(self, key: ImageKey, square: Picture) -> None:
+        side = key[-1]
+        self._kept[key] = jpeg(
+            square if side == SIDES[-1] else cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
+        )
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
-        return data

@@ -43,7 +43,11 @@ class Refusal(Exception):  # noqa: N818 - no fault of ours: an answer
     def headers(self) -> dict[str, str]:
         """Headers beside the body."""
         found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        more = {
+            401: {"WWW-Authenticate": "Bearer"},
+            408: {"Connection": "close"},
+        }  # else the rest of the body is waited for
+        return found | more.get(self.status, {})
 
     def body(self) -> dict[str, dict[str, str]]:
         """The answer's JSON."""

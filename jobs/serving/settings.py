@@ -8,6 +8,8 @@ MIB = 1 << 20
 SIDES = (128, 256, 512)  # of an item's image, px
 MOST_ANSWERS = 100
 MOST_PICTURES = 32  # of one batch
+AT_ONCE = 8  # pictures of one batch in hand
+UPLOADS = 4  # on their way to a gateway, for each search that it may have in hand
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@,]+")
 
 
@@ -33,9 +35,12 @@ class ServingConfig(BaseModel):
     decoders: int = Field(default=2, ge=1)
     """Decode processes of each gateway."""
     pending: int = Field(default=0, ge=0)
-    """Searches that one gateway has in hand before it answers 503; 0: 8, or four batches, for each embedder."""
+    """Searches that one gateway has in hand before it answers 503; 0: 8, or four passes, for each embedder.
+    A `/v1/search:batch` counts as 8, an explained answer as one more; uploads on their way count apart, up to four times this."""
     request_seconds: float = Field(default=20.0, gt=0)
-    """Most seconds of one request, upload included."""
+    """Most seconds of one request, from the last byte of its upload on."""
+    upload_seconds: float = Field(default=60.0, gt=0)
+    """Most seconds of one upload; four times as much for a batch."""
     picture_seconds: float = Field(default=4.0, gt=0)
     """Most seconds of decoding one picture."""
     max_body_mib: int = Field(default=16, ge=1)

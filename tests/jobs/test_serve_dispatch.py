@@ -2,6 +2,9 @@
 
 import asyncio
 import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +14,11 @@ import pytest
 
 from cluster.errors import BadInputError
 from cluster.local_s3 import free_ports
+from jobs.serving import listening as listens
 from jobs.serving.dispatch import Dispatch, LostError
 from jobs.serving.embedder import Asked, Seen
-from jobs.serving.listening import Door, listening_of
+from jobs.serving.guard import Receive, Scope, Send
+from jobs.serving.listening import Door, Server, listening_of, server_of
 
 
 class _Handle:
@@ -117,6 +122,83 @@ def test_gateways_share_one_socket_and_callers_wait_for_the_next_of_them() -> No
     with pytest.raises(OSError):
         listening_of(door.path)
     Door("127.0.0.1", port).close()
+
+
+async def _hello(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that answers with how much it was sent."""
+    size, more = 0, scope["type"] == "http"
+    while more:
+        message = await receive()
+        size, more = size + len(message["body"]), message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d bytes" % size})
+
+
+@asynccontextmanager
+async def _listening() -> AsyncIterator[int]:
+    """The service's HTTP around an app on this machine; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        server: Server = server_of(_hello)
+        server.config.lifespan = "off"
+        serving = asyncio.create_task(server.serve(sockets=[found]))
+        try:
+            yield found.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def _drip(port: int, *pieces: bytes, pause: float = 0.0) -> bytes:
+    """All that comes back for some pieces."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause)
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
+
+
+def test_a_head_without_an_end_is_closed_at_once() -> None:
+    async def go() -> None:
+        async with _listening() as port, asyncio.timeout(10):
+            endless = [GET + b"X: ", *[b"a" * 4096] * 64]
+            began = time.monotonic()
+            assert b" 200 " not in await _drip(port, *endless, pause=0.001)
+            after = await _drip(port, GET + b"\r\n", *endless, pause=0.001)
+            assert after.count(b" 200 ") <= 1  # the reset may take the first one's answer with it
+            many = await _drip(port, GET, *[b"X-%d: a\r\n" % number for number in range(8000)])
+            assert b" 200 " not in many
+            assert time.monotonic() - began < 8
+            body = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n"
+            last = GET + b"Connection: close\r\n\r\n"
+            found = await _drip(port, body, b"\r\n" + b"x" * 300_000, b"x" * 200_000 + last[:20], last[20:], pause=0.05)
+            assert found.count(b" 200 ") == 2 and b"500000 bytes" in found  # what is long is no head
+
+    asyncio.run(go())
+
+
+def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listens, "_HEAD_S", 0.3)
+
+    async def go() -> None:
+        async with _listening() as port, asyncio.timeout(5):
+            assert await _drip(port) == await _drip(port, GET) == b""
+            found = await _drip(port, GET + b"\r\n", GET, pause=0.1)  # an answer, and a second head without an end
+            assert found.count(b" 200 ") == 1
+            body = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 5\r\n\r\n"
+            assert b"5 bytes" in await _drip(
+                port, body, *[b"x"] * 5, pause=0.1
+            )  # a body has the guard's time, not this
+
+    asyncio.run(go())
 
 
 def test_a_folder_too_deep_for_a_unix_socket_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

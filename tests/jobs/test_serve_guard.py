@@ -1,39 +1,45 @@
-"""The guard, the batching and the fetching of the service, each alone."""
+"""The guard, the batching and the fetching of the service, and its client, each alone."""
 
 import asyncio
 import hashlib
 import json
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import trustme
 
+from jobs.pictures import Picture
 from jobs.serving.embedder import Asked, Seen, Together
 from jobs.serving.fetching import Fetcher, is_public
 from jobs.serving.guard import App, Guard, Message, Receive, Scope, Send
 from jobs.serving.metrics import ServingMetrics
+from jobs.serving.pictures import Images
 from jobs.serving.refusals import Refusal
 from jobs.serving.settings import ServingConfig
+from manet.client import Client, ServiceError
 
 FORM = {"content-type": "multipart/form-data; boundary=x", "content-length": "10"}
 Answer = tuple[int, dict[str, str], dict[str, Any]]
 
 
 class _Slow:
-    """An app that answers 200 after a while."""
+    """An app that reads its request and answers 200 after a while."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
         await asyncio.sleep(self.seconds)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b'{"ok": {}}'})
@@ -45,8 +51,31 @@ def _guard(app: App, *, pending: int = 8, tokens: tuple[str, ...] = (), **config
     return Guard(app, settings, pending=pending, tokens=hashes, metrics=ServingMetrics("test"))
 
 
+async def _at_once() -> Message:
+    return {"type": "http.request", "body": b"x" * 10, "more_body": False}
+
+
+class _Upload:
+    """A body whose last byte comes when it is let; `begun` once its first is read."""
+
+    def __init__(self) -> None:
+        self.begun, self.end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self) -> Message:
+        if not self.begun.is_set():
+            self.begun.set()
+            return {"type": "http.request", "body": b"x", "more_body": True}
+        await self.end.wait()
+        return await _at_once()
+
+
 async def _ask(
-    guard: Guard, path: str = "/v1/search", method: str = "POST", client: str = "a", **headers: str
+    guard: Guard,
+    path: str = "/v1/search",
+    method: str = "POST",
+    client: str = "a",
+    receive: Receive = _at_once,
+    **headers: str,
 ) -> Answer:
     given = {**(FORM if method == "POST" else {}), **headers}
     scope = {
@@ -57,9 +86,6 @@ async def _ask(
 
     async def send(message: Message) -> None:
         sent.append(message)
-
-    async def receive() -> dict[str, str]:
-        return {"type": "http.disconnect"}
 
     await guard(scope, receive, send)
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
@@ -104,6 +130,131 @@ def test_more_than_is_pending_is_turned_away_at_once() -> None:
         assert sorted(status for status, _, _ in answers) == [200] * 3 + [503] * 5
         assert all(int(headers["retry-after"]) >= 1 for status, headers, _ in answers if status == 503)
         assert (await _ask(guard))[0] == 200
+
+    asyncio.run(ask())
+
+
+def test_a_slow_upload_holds_up_no_search() -> None:
+    guard = _guard(_Slow(), pending=1)
+
+    async def ask() -> None:
+        slow = [_Upload() for _ in range(4)]
+        asked = [asyncio.create_task(_ask(guard, receive=upload)) for upload in slow]
+        await asyncio.gather(*(upload.begun.wait() for upload in slow))
+        assert (guard.pending, guard.uploads) == (0, 4)
+        assert (await _ask(guard, "/v1/items/x/image", "GET"))[0] == 200
+        status, headers, body = await _ask(guard)  # uploads have a limit of their own
+        assert (status, headers["retry-after"], body["error"]["code"]) == (503, "1", "overloaded")
+        slow[0].end.set()
+        assert (await asked[0])[0] == (await _ask(guard))[0] == 200
+        for upload in slow:
+            upload.end.set()
+        assert sorted(status for status, _, _ in await asyncio.gather(*asked[1:]))[0] == 200
+        assert guard.pending == guard.uploads == 0
+
+    asyncio.run(ask())
+
+
+def test_room_is_looked_for_again_when_an_upload_ends() -> None:
+    guard = _guard(_Slow(0.3), pending=1)
+
+    async def ask() -> None:
+        upload = _Upload()
+        late = asyncio.create_task(_ask(guard, receive=upload))
+        await upload.begun.wait()
+        first = asyncio.create_task(_ask(guard))
+        await asyncio.sleep(0.05)
+        assert guard.pending == 1
+        upload.end.set()
+        status, headers, _ = await late
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert (await first)[0] == 200
+
+    asyncio.run(ask())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
+def test_fastapi_passes_on_what_the_guard_says_at_a_bodys_end() -> None:
+    from jobs.serving.api import build_api
+
+    service: Any = SimpleNamespace(lifespan=None, config=ServingConfig(index="none"))
+    guard = _guard(build_api(service), pending=1)
+
+    async def ask() -> None:
+        upload, form = _Upload(), {"content-type": "application/x-www-form-urlencoded"}
+        late = asyncio.create_task(_ask(guard, receive=upload, **form))
+        await upload.begun.wait()
+        with guard.holding(1):
+            upload.end.set()
+            status, headers, body = await late
+        assert (status, headers["retry-after"], body["error"]["code"]) == (503, "1", "overloaded")
+
+    asyncio.run(ask())
+
+
+def test_an_upload_has_its_own_time() -> None:
+    guard = _guard(_Slow(0.3), upload_seconds=0.2, request_seconds=1)
+
+    async def ask() -> None:
+        status, headers, body = await _ask(guard, receive=_Upload())  # its end never comes
+        assert (status, headers["connection"], body["error"]["code"]) == (408, "close", "upload_timed_out")
+        assert guard.pending == guard.uploads == 0
+        assert (await _ask(guard))[0] == 200  # the search itself may take longer than the upload
+
+    asyncio.run(ask())
+
+
+def test_a_batch_and_what_is_explained_weigh_more_than_a_search() -> None:
+    guard = _guard(_Slow(0.3), pending=10)
+
+    async def ask() -> None:
+        batch = asyncio.create_task(_ask(guard, "/v1/search:batch"))
+        await asyncio.sleep(0.05)
+        assert guard.pending == 8
+        assert (await _ask(guard, "/v1/search:batch"))[0] == 503
+        with guard.holding(1):
+            with guard.explaining(1):
+                assert (guard.pending, (await _ask(guard))[0]) == (10, 503)
+            with pytest.raises(Refusal), guard.explaining(2):
+                pass
+            assert guard.pending == 9
+        assert (await _ask(guard))[0] == (await batch)[0] == 200
+        small = _guard(_Slow(0.1), pending=2)  # a batch outweighs all its room, and gets it where it is free
+        answers = await asyncio.gather(*(_ask(small, "/v1/search:batch") for _ in range(3)))
+        assert sorted(status for status, _, _ in answers) == [200, 503, 503]
+        with small.holding(1), small.explaining(7):
+            assert small.pending == 2
+
+    asyncio.run(ask())
+
+
+def test_gallery_pictures_are_made_a_few_at_a_time() -> None:
+    images = Images(most=1, seconds=0.1)
+    square = np.zeros((512, 512, 3), np.uint8)
+    loads: list[str] = []
+
+    async def ask() -> None:
+        go = asyncio.Event()
+
+        async def load(name: str) -> Picture:
+            loads.append(name)
+            await go.wait()
+            return square
+
+        def image(name: str, edition: str = "one") -> Coroutine[Any, Any, bytes]:
+            return images.get((edition, name, 128), lambda: load(name))
+
+        first = asyncio.create_task(image("a"))
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal) as caught:
+            await image("b")
+        assert (caught.value.status, caught.value.retry_after, loads) == (503, 1, ["a"])
+        again = asyncio.create_task(image("a"))
+        await asyncio.sleep(0)
+        go.set()
+        assert (await first) == (await again) == (await image("a")) and loads == ["a"]
+        await image("a", "two")  # another version of the index may have another picture of this id
+        assert loads == ["a", "a"]
 
     asyncio.run(ask())
 
@@ -235,3 +386,32 @@ def test_fetching(site: tuple[int, ssl.SSLContext]) -> None:
     with pytest.raises(Refusal) as caught:
         fetch(f"{base}/picture", here=False)
     assert caught.value.code == "url_not_allowed"
+
+
+class _NoService(BaseHTTPRequestHandler):
+    """What stands at an address where no service is, or no longer."""
+
+    def do_GET(self) -> None:
+        moved = self.path.startswith("/moved/")
+        self.send_response(302 if moved else 200)
+        if moved:
+            self.send_header("Location", "https://elsewhere.example/login")
+        self.end_headers()
+        self.wfile.write(b"<html>not the service</html>")
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+def test_what_is_no_answer_does_not_pass_for_one() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NoService) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        moved = Client(f"{address}/moved", tries=1)
+        for ask in (moved.index, lambda: moved.image("x")):
+            with pytest.raises(ServiceError, match=r"redirect: .* 302, see https://elsewhere.example/login") as caught:
+                ask()
+            assert caught.value.status == 302
+        with pytest.raises(ServiceError, match="no_json"):
+            Client(address, tries=1).index()
+        server.shutdown()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from cluster.local_s3 import free_ports
 from manet.client import Client, ServiceError
 from tests.clusters import RealCluster
 from tests.conftest import Run
 from tests.jobs.conftest import MAX_BODY, Service, start_service
-from tests.jobs.helpers import summary_of
+from tests.jobs.helpers import assert_refused, summary_of
 from tests.jobs.test_serve import _png_bomb
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -207,6 +209,54 @@ def test_on_a_cluster_a_caller_that_leaves_costs_no_other_its_answer(service: Se
             process.send_signal(signal.SIGTERM)
             _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said
+
+
+_OTHER = """
+import sys, ray
+from ray import serve
+
+@serve.deployment
+class Other:
+    def __call__(self, request) -> str:
+        return "here"
+
+ray.init(address=sys.argv[1], logging_level="ERROR")
+serve.run(Other.bind(), name="other", route_prefix="/other")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_on_a_cluster_it_is_one_application_beside_others(manet: Run, service: Service) -> None:
+    with RealCluster(head_cpus=3) as cluster:
+        token: dict[str, Any] = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
+        process, address = start_service(service.index, "--ray-address", cluster.gcs, **token)
+        port = address.rpartition(":")[2]
+        again = ("serve", "--index", service.index, "--ray-address", cluster.gcs, "--port")
+        try:
+            assert_refused(manet(*again, port, **token), 2, "a service named manet already")
+            assert len(Client(address).search(service.queries()[0])["results"]) == 7
+            other = [sys.executable, "-c", _OTHER, cluster.gcs]
+            subprocess.run(other, check=True, env={**os.environ, **token}, timeout=120, capture_output=True)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=90)
+        assert process.returncode == 0, said
+        with urllib.request.urlopen(f"{address}/other", timeout=30) as reply:  # noqa: S310 - an address of this test
+            assert reply.read() == b"here"
+        with pytest.raises(ServiceError):
+            Client(address, tries=1).index()
+        assert_refused(manet(*again, free_ports(1)[0], **token), 2, f"--host 127.0.0.1 --port {port}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_it_ends_when_ray_does(service: Service) -> None:
+    process, _ = start_service(service.index)
+    (raylet,) = [each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == "raylet"]
+    raylet.kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Ray's own processes have ended" in said and "Traceback" not in said
 
 
 def _send_batch(address: str, pictures: list[bytes]) -> socket.socket:

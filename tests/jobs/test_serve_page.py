@@ -8,13 +8,24 @@ from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, ViewportSize, expect, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, ViewportSize, expect, sync_playwright
 
-from tests.jobs.conftest import Service
+from tests.jobs.conftest import MAX_PIXELS, Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt install chromium")
 WAIT = 20_000  # ms
+HELD_CUTS = """() => {
+  const [open, blob] = [window.createImageBitmap, HTMLCanvasElement.prototype.toBlob];
+  const held = new Promise((done) => { window.letCut = done; });
+  window.createImageBitmap = async (...given) => { await held; return open(...given); };
+  window.wasCut = new Promise((cut) => {
+    HTMLCanvasElement.prototype.toBlob = function (done, ...rest) {
+      blob.call(this, (found) => { done(found); setTimeout(cut); }, ...rest);
+    };
+  });
+}"""  # a slow device: no picture is cut before letCut()
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +36,8 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def _open(browser: Browser, address: str, faults: list[str], *, phone: bool = False, dark: bool = False) -> Page:
-    """The page, with all that the browser complains of collected in `faults`."""
+def _page(browser: Browser, address: str, faults: list[str], *, phone: bool = False, dark: bool = False) -> Page:
+    """An empty page, with all that the browser complains of collected in `faults`."""
     size: ViewportSize = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 860}
     scheme: Literal["dark", "light"] = "dark" if dark else "light"
     context = browser.new_context(viewport=size, has_touch=phone, is_mobile=phone, color_scheme=scheme)
@@ -45,6 +56,11 @@ def _open(browser: Browser, address: str, faults: list[str], *, phone: bool = Fa
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", said)
     page.on("request", asked)
+    return page
+
+
+def _open(browser: Browser, address: str, faults: list[str], *, phone: bool = False, dark: bool = False) -> Page:
+    page = _page(browser, address, faults, phone=phone, dark=dark)
     page.goto(address)
     expect(page.locator("#samples img").first).to_be_visible(timeout=WAIT)
     return page
@@ -53,6 +69,37 @@ def _open(browser: Browser, address: str, faults: list[str], *, phone: bool = Fa
 def _ask(page: Page, path: Path) -> None:
     page.set_input_files("#file", path)
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
+
+
+def _crop(page: Page) -> None:
+    box = page.locator("#stage").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.8 * box["height"], steps=4)
+    page.mouse.up()
+
+
+def _hold(page: Page, pattern: str) -> list[Route]:
+    """The next request like this gets no answer before it is given one."""
+    held: list[Route] = []
+
+    def keep(route: Route) -> None:
+        held.append(route)
+
+    page.route(pattern, keep, times=1)
+    return held
+
+
+def _settle(page: Page) -> None:
+    """What the page was about to ask is asked."""
+    with page.expect_response("**/healthz"):
+        page.evaluate("fetch('healthz').then(() => null)")
+
+
+def _refuse(route: Route, status: int, code: str = "refused") -> None:
+    """An error as the service sends it."""
+    route.fulfill(status=status, json={"error": {"code": code, "message": f"A {status}."}})
 
 
 def _no_serious_fault(page: Page) -> None:
@@ -86,13 +133,8 @@ def test_the_picture_is_cropped_by_dragging_and_by_keys(browser: Browser, servic
     page = _open(browser, service.address, faults)
     _ask(page, service.queries()[0])
     whole = page.locator(".score").all_inner_texts()
-    box = page.locator("#stage").bounding_box()
-    assert box is not None
     with page.expect_response("**/v1/search") as answer:
-        page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
-        page.mouse.down()
-        page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.8 * box["height"], steps=4)
-        page.mouse.up()
+        _crop(page)
     assert answer.value.ok
     expect(page.locator("#cropbox")).to_be_visible()
     expect(page.locator(".score").first).not_to_have_text(whole[0])
@@ -172,4 +214,168 @@ def test_the_index_tab_by_keyboard(browser: Browser, service: Service) -> None:
     expect(page.locator(".figure").first).to_contain_text("Pictures")
     page.locator(".bars button").first.click()
     expect(page.locator(".chip")).to_have_count(1)
+    assert not faults
+
+
+def test_a_slow_crop_does_not_overtake_the_next_query(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    _ask(page, service.queries()[0])
+    whole = page.locator(".score").all_inner_texts()
+    page.evaluate(HELD_CUTS)
+    _crop(page)
+    expect(page.locator("#cropbox")).to_be_visible()
+    with page.expect_response("**/v1/search"):
+        page.get_by_role("button", name="Whole picture").click()
+    expect(page.locator("#stage")).to_be_focused()
+    searches: list[Request] = []
+    page.on("request", lambda request: searches.append(request) if "/v1/search" in request.url else None)
+    page.evaluate("letCut(), wasCut")
+    _settle(page)
+    assert not searches
+    expect(page.locator(".score")).to_have_text(whole)
+    assert not faults
+
+
+def test_a_slow_link_does_not_replace_what_was_asked_since(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    held = _hold(page, "**/v1/items/*")
+    item = service.client.search(service.gallery()[0], k=1)["results"][0]["image_id"]
+    page.evaluate("(id) => { location.hash = `#id=${encodeURIComponent(id)}`; }", item)
+    expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)  # the search does not wait for the item
+    _ask(page, service.queries()[0])
+    with page.expect_response("**/v1/items/*"):
+        held[0].continue_()
+    _settle(page)
+    expect(page.locator("#query-picture")).to_have_attribute("alt", "The query picture")
+    expect(page.locator("#found-title")).to_have_text("7 answers")
+    assert "#" not in page.url
+    assert not faults
+
+
+def test_the_keyboard_keeps_its_place_and_the_answers(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    page.locator("#samples button").first.press("Enter")
+    expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
+    expect(page.locator("#results")).to_be_focused()
+    with page.expect_response("**/v1/search"):
+        page.get_by_role("button", name=re.compile("^More like answer 2")).press("Enter")
+    expect(page.locator("#results")).to_be_focused()
+    asked = page.url
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#results")).to_be_focused()
+    assert page.url == asked
+    page.get_by_role("tab", name="Index").click()
+    page.get_by_role("tab", name="Search").click()
+    page.go_back()
+    expect(page.locator("#view-index")).to_be_visible()
+    page.go_back()
+    assert page.url == asked
+    expect(page.locator(".answer")).to_have_count(7)
+    expect(page.locator(".answer").first).to_be_visible()
+    assert not faults
+
+
+def test_why_of_a_closed_answer_does_not_appear_over_the_next(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    _ask(page, service.queries()[0])
+    _hold(page, "**/v1/search")
+    page.get_by_role("button", name=re.compile("^Why answer 1")).click()
+    expect(page.locator("#why-text")).to_contain_text("Looking")
+    with page.expect_event("requestfailed"):  # it is given up
+        page.keyboard.press("Escape")
+    page.get_by_role("button", name=re.compile("^Why answer 2")).click()
+    expect(page.locator("#why-pairs li")).to_have_count(5, timeout=WAIT)
+    expect(page.locator("#why-caption")).to_have_text(page.locator(".answer .title").nth(1).inner_text())
+    for side in ("query", "answer"):
+        expect(page.locator(f"#why-{side} svg")).to_have_count(1)
+    assert not faults
+
+
+def test_an_old_answer_is_not_shown_for_a_new_picture(browser: Browser, service: Service) -> None:
+    page = _open(browser, service.address, [])
+    _ask(page, service.queries()[0])
+    page.locator("label", has_text="Saliency").click()
+    expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
+    page.route("**/v1/search", lambda route: _refuse(route, 502, "store"), times=1)
+    page.locator("#k").select_option("14")
+    expect(page.get_by_role("alert")).to_contain_text("A 502.")
+    expect(page.locator("#found")).to_be_visible()  # of the same picture
+    held = _hold(page, "**/v1/search")
+    page.set_input_files("#file", service.queries()[1])
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#query-map")).not_to_have_class(re.compile("shown"))
+    expect(page.locator("#query-map")).not_to_have_attribute("src", re.compile(""))
+    _refuse(held[0], 502, "failed")
+    expect(page.get_by_role("alert")).to_contain_text("A 502.")
+    expect(page.locator("#found")).to_be_hidden()
+    expect(page.locator("#maps")).to_be_hidden()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".answer")).to_have_count(14, timeout=WAIT)
+    expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
+
+
+def test_a_map_that_was_refused_is_asked_for_again(browser: Browser, service: Service) -> None:
+    page = _open(browser, service.address, [])
+    _ask(page, service.queries()[0])
+    page.route("**/image?*map=saliency", lambda route: _refuse(route, 429), times=1)
+    picture = page.locator(".answer .picture").first
+    picture.click()
+    expect(picture).to_contain_text("map not available")
+    expect(picture).to_have_attribute("aria-pressed", "false")
+    expect(page.get_by_role("status")).to_have_text("The map of answer 1 is not available.")
+    _no_serious_fault(page)
+    picture.click()
+    expect(picture.locator(".overlay.shown")).to_have_count(1, timeout=WAIT)
+    expect(picture).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_token_is_asked_for_in_words(browser: Browser, service: Service) -> None:
+    page = _page(browser, service.address, [])
+    accepted = ["first"]
+
+    def guard(route: Route) -> None:  # as the service's own, to which the tokens here are unknown
+        if route.request.headers.get("authorization") == f"Bearer {accepted[-1]}":
+            route.continue_()
+        else:
+            _refuse(route, 401, "unauthorized")
+
+    def use(token: str) -> None:
+        page.get_by_label("Access token").fill(token)
+        page.get_by_role("button", name="Use it").click()
+
+    page.route("**/v1/**", guard)
+    page.goto(service.address)
+    expect(page.get_by_role("alert")).to_have_text("A 401.")
+    use("first\u200b")
+    expect(page.get_by_role("alert")).to_contain_text("a character that no token has")
+    use("wrong")
+    expect(page.get_by_role("alert")).to_have_text("This token is not accepted.")
+    expect(page.get_by_label("Access token")).to_be_focused()
+    _no_serious_fault(page)
+    use(" first ")
+    expect(page.locator("#samples img").first).to_be_visible()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    _ask(page, service.queries()[0])
+    categories = page.locator("#category option").count()
+    accepted.append("second")
+    page.locator("#k").select_option("14")
+    expect(page.get_by_role("alert")).to_have_text("This token is not accepted.")
+    use("second")
+    expect(page.locator(".answer")).to_have_count(14, timeout=WAIT)  # what was asked is not lost
+    assert page.locator("#category option").count() == categories
+
+
+def test_a_picture_of_too_many_pixels_is_made_smaller(browser: Browser, service: Service, tmp_path: Path) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    with Image.open(service.queries()[0]) as picture:
+        large = picture.resize((2600, 2000))
+    assert large.width * large.height > MAX_PIXELS
+    large.save(tmp_path / "large.jpg", quality=50)
+    _ask(page, tmp_path / "large.jpg")
     assert not faults

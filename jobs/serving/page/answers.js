@@ -1,49 +1,54 @@
 // The answers: pictures with their maps, titles, scores; and the dialog that says why one of them is there.
 
-import { imageAddress, search } from "./api.js";
+import { imageAddress, release, search } from "./api.js";
 import { byId, draw, make } from "./dom.js";
 
-const PEEK_MS = 250; // of hovering, before a map is fetched
+const PEEK_MS = 250; // of hovering, before a map is shown
 
 export class Answers {
-  // actions: {more(result), fields(): what the query is, problem(error)}
-  constructor(actions) {
-    this.actions = actions;
-    this.map = "none";
+  constructor(more) {
+    this.more = more;
     this.cards = [];
+    this.opening = new AbortController(); // of the dialog
     byId("why-close").onclick = () => byId("why").close();
     byId("why").addEventListener("click", (event) => event.target === byId("why") && byId("why").close());
+    byId("why").addEventListener("close", () => byId("why").open || this.opening.abort());
   }
 
-  show(results) {
+  // `fields` and `picture`: what was searched with, as it was sent and as the network saw it.
+  show(results, fields, picture) {
+    this.fields = fields;
+    this.picture = picture;
+    this.cards.forEach((card) => card.release());
     this.cards = results.map((result, place) => new Card(result, place + 1, this));
     byId("answers").replaceChildren(...this.cards.map((card) => card.element));
-    if (this.map !== "none") this.showMap(this.map);
   }
 
   // On every answer: its picture ("none"), its saliency or its text map.
   showMap(map) {
-    this.map = map;
-    this.cards.forEach((card) => card.showMap(map));
+    this.cards.forEach((card) => card.choose(map));
   }
 
   async why(result) {
-    const dialog = byId("why");
+    this.opening.abort();
+    const { signal } = (this.opening = new AbortController());
+    const title = result.description || result.image_id;
     byId("why-text").textContent = "Looking at both pictures...";
-    byId("why-caption").textContent = result.description || result.image_id;
-    const query = make("img", { src: byId("query-picture").dataset.searched || byId("query-picture").src, alt: "The query picture" });
-    const address = `${result.image}?side=512`;
-    const answer = make("img", { src: await imageAddress(address).catch(() => address), alt: result.description || result.image_id });
+    byId("why-caption").textContent = title;
+    const query = make("img", { src: this.picture ?? null, alt: "The query picture" });
+    const answer = make("img", { alt: title });
+    answer.onload = () => release(answer.src);
     byId("why-query").replaceChildren(query);
     byId("why-answer").replaceChildren(answer);
     byId("why-pairs").replaceChildren();
-    dialog.showModal();
+    byId("why").showModal();
+    imageAddress(`${result.image}?side=512`, signal).then((address) => { answer.src = address; }, () => {});
     try {
-      const found = await search({ ...this.actions.fields(), ids: [result.image_id], k: 1, explain: 1, maps: true, fold: false });
+      const found = await search({ ...this.fields, ids: [result.image_id], k: 1, explain: 1, maps: true, fold: false }, { signal });
       query.src = found.maps.query;
       explain(found.results[0]);
     } catch (error) {
-      byId("why-text").textContent = error.message;
+      if (!signal.aborted) byId("why-text").textContent = error.message;
     }
   }
 }
@@ -80,18 +85,22 @@ function explain(result) {
 class Card {
   constructor(result, rank, answers) {
     this.result = result;
-    this.addresses = {};
+    this.rank = rank;
+    this.addresses = {}; // map, or "none" for the picture -> promise of its address
+    this.shown = this.chosen = "none"; // a map may be shown for a glance only
     const title = result.description || result.image_id;
     this.image = make("img", { alt: "", loading: "lazy" });
     this.overlay = make("img", { alt: "", class: "overlay" });
+    this.note = make("span", { class: "note", "aria-hidden": "true", hidden: true }, "map not available");
     this.picture = make(
       "button",
       { type: "button", class: "picture", "aria-pressed": "false", "aria-label": `Answer ${rank}: ${title}. Show where the network looked`, title: "Show where the network looked" },
       this.image,
       this.overlay,
+      this.note,
       make("span", { class: "rank", "aria-hidden": "true" }, String(rank)),
     );
-    this.bindPicture(answers);
+    this.bindPicture();
     this.element = make(
       "li",
       { class: "answer" },
@@ -102,32 +111,41 @@ class Card {
       make(
         "div",
         { class: "row" },
-        make("button", { type: "button", class: "button small", "aria-label": `More like answer ${rank}: ${title}`, onclick: () => answers.actions.more(result) }, "More like this"),
+        make("button", { type: "button", class: "button small", "aria-label": `More like answer ${rank}: ${title}`, onclick: () => answers.more(result) }, "More like this"),
         make("button", { type: "button", class: "button small", "aria-label": `Why answer ${rank}: ${title}`, onclick: () => answers.why(result) }, "Why"),
       ),
     );
-    imageAddress(`${result.image}?side=256`).then((address) => { this.image.src = address; }, () => this.gone());
+    this.addresses.none = imageAddress(`${result.image}?side=256`);
+    this.addresses.none.then((address) => { this.image.src = address; }, () => this.gone());
     this.image.onerror = () => this.gone();
   }
 
-  bindPicture(answers) {
+  bindPicture() {
+    const other = () => (this.chosen === "none" ? "saliency" : "none");
     let timer = 0;
     this.picture.addEventListener("pointerenter", (event) => {
-      if (event.pointerType === "mouse") timer = setTimeout(() => this.showMap(answers.map === "none" ? "saliency" : "none"), PEEK_MS);
+      const glance = () => other() in this.addresses && this.showMap(other()); // a new map costs a search
+      if (event.pointerType === "mouse") timer = setTimeout(glance, PEEK_MS);
     });
-    this.picture.addEventListener("pointerleave", (event) => {
+    this.picture.addEventListener("pointerleave", () => {
       clearTimeout(timer);
-      if (event.pointerType === "mouse") this.showMap(answers.map);
+      if (this.shown !== this.chosen) this.showMap(this.chosen);
     });
     this.picture.addEventListener("click", () => {
       clearTimeout(timer);
-      this.showMap(this.shown === "none" || !this.shown ? "saliency" : "none");
+      this.choose(other());
     });
+  }
+
+  choose(map) {
+    this.chosen = map;
+    this.picture.setAttribute("aria-pressed", String(map !== "none"));
+    this.note.hidden = true;
+    this.showMap(map);
   }
 
   async showMap(map) {
     this.shown = map;
-    this.picture.setAttribute("aria-pressed", String(map !== "none"));
     if (map === "none") {
       this.overlay.classList.remove("shown");
       return;
@@ -137,14 +155,31 @@ class Card {
       const address = await this.addresses[map];
       if (this.shown !== map) return;
       this.overlay.onload = () => this.overlay.classList.toggle("shown", this.shown === map);
+      this.overlay.onerror = () => {
+        this.overlay.removeAttribute("src");
+        this.missing(map);
+      };
       if (this.overlay.src !== new URL(address, document.baseURI).href) this.overlay.src = address;
-      else this.overlay.classList.add("shown");
+      else this.overlay.classList.toggle("shown", this.overlay.complete);
     } catch {
-      delete this.addresses[map];
+      this.missing(map);
     }
   }
 
+  // A map did not come: it is as if nobody had asked for it, so that choosing it again asks again.
+  missing(map) {
+    delete this.addresses[map];
+    if (this.shown !== map) return;
+    this.choose("none");
+    this.note.hidden = false;
+    byId("status").textContent = `The map of answer ${this.rank} is not available.`;
+  }
+
   gone() {
-    this.image.replaceWith(make("span", { class: "gone" }, "picture gone"));
+    this.image.replaceWith(make("span", { class: "gone" }, "picture not available"));
+  }
+
+  release() {
+    Object.values(this.addresses).forEach((each) => each.then(release, () => {}));
   }
 }

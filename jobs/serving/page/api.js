@@ -1,48 +1,70 @@
 // The API as the page uses it: tokens, repeated tries of a busy service, errors in words.
 
 const TRIES = 4;
+const PATIENCE = 60; // s of one request: longer than the service allows itself as it comes
 const KEY = "manet-token";
 
+// status: of the HTTP answer; 0: none came; null: the page itself refuses.
 export class Problem extends Error {
-  constructor(code, message) {
+  constructor(code, message, status = null) {
     super(message);
     this.code = code;
+    this.status = status;
+  }
+
+  // Whether the same request may succeed a moment later.
+  get passing() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
   }
 }
 
-function headers() {
-  const token = sessionStorage.getItem(KEY);
-  return token ? { Authorization: `Bearer ${token}` } : {};
-}
-
-export function useToken(token) {
+export function useToken(given) {
+  const token = given.trim();
+  if (!/^[ -~]+$/.test(token)) throw new Problem("unauthorized", "This token holds a character that no token has, perhaps one that cannot be seen. Copy it again.");
   sessionStorage.setItem(KEY, token);
 }
 
 const pause = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
-async function call(path, options = {}, waiting = () => {}) {
+// The body of an answer, read as "json" or "blob".
+async function call(path, kind, { signal, waiting = () => {}, ...options } = {}) {
   for (let attempt = 1; ; attempt += 1) {
+    const token = sessionStorage.getItem(KEY);
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const ending = new AbortController(); // AbortSignal.any is not in every browser that people have
+    const end = () => ending.abort();
+    const timer = setTimeout(end, PATIENCE * 1000);
+    signal?.addEventListener("abort", end);
     let response;
     try {
-      response = await fetch(path, { ...options, headers: headers() });
+      signal?.throwIfAborted();
+      response = await fetch(path, { ...options, headers, signal: ending.signal });
+      if (response.ok) return await response[kind]();
     } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Problem("unreachable", "The service cannot be reached. Is it still running?");
+      if (signal?.aborted) throw error;
+      if (ending.signal.aborted) throw new Problem("timed_out", `No answer within ${PATIENCE} s.`, 0);
+      throw new Problem("unreachable", "The service cannot be reached. Is it still running?", 0);
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
     }
-    if (response.ok) return response;
     const body = await response.json().catch(() => null);
+    signal?.throwIfAborted();
+    if (response.status === 401 && token) {
+      if (sessionStorage.getItem(KEY) === token) sessionStorage.removeItem(KEY);
+      throw new Problem("unauthorized", "This token is not accepted.", 401);
+    }
     const retry = Number(response.headers.get("Retry-After"));
     if (attempt < TRIES && retry > 0 && retry <= 10) {
       waiting(body?.error?.message ?? "The service is busy.");
       await pause(retry * (0.7 + 0.6 * Math.random()));
       continue;
     }
-    throw new Problem(body?.error?.code ?? "failed", body?.error?.message ?? `The service answers ${response.status}.`);
+    throw new Problem(body?.error?.code ?? "failed", body?.error?.message ?? `The service answers ${response.status}.`, response.status);
   }
 }
 
-export const getJson = async (path) => (await call(path)).json();
+export const getJson = (path) => call(path, "json");
 
 // fields: name -> value or list of values; a Blob is a picture.
 export async function search(fields, { signal, waiting } = {}) {
@@ -53,12 +75,15 @@ export async function search(fields, { signal, waiting } = {}) {
       else form.append(name, String(each));
     }
   }
-  return (await call("v1/search", { method: "POST", body: form, signal }, waiting)).json();
+  return call("v1/search", "json", { method: "POST", body: form, signal, waiting });
 }
 
 // An address for an <img>: as it stands, or fetched with the token where one is in use.
-export async function imageAddress(path) {
+export async function imageAddress(path, signal) {
   const relative = path.replace(/^\//, "");
   if (!sessionStorage.getItem(KEY)) return relative;
-  return URL.createObjectURL(await (await call(relative)).blob());
+  return URL.createObjectURL(await call(relative, "blob", { signal }));
 }
+
+// Lets a fetched picture go; it stays to be seen where it is loaded already.
+export const release = (address) => address.startsWith("blob:") && URL.revokeObjectURL(address);

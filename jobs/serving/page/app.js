@@ -2,13 +2,14 @@
 
 import { showIndex } from "./about.js";
 import { Answers } from "./answers.js";
-import { Problem, getJson, imageAddress, search, useToken } from "./api.js";
-import { byId, make, number, plural } from "./dom.js";
+import { Problem, getJson, imageAddress, release, search, useToken } from "./api.js";
+import { byId, keepFocus, make, number, plural } from "./dom.js";
 import { Query } from "./query.js";
 
 const GONE = new Set(["missing", "unreadable", "no_picture", "store"]); // codes of a gallery picture that cannot be had
-const state = { query: null, categories: [], running: null, retry: null };
-const answers = new Answers({ more, fields });
+// query: {picture: promise of a Blob}, {id} or null; another query is another object, so what comes late can tell.
+const state = { query: null, answered: null, categories: [], running: null, retry: null };
+const answers = new Answers(more);
 const query = new Query(asked, (code, message) => problem(new Problem(code, message)));
 
 const TITLES = {
@@ -22,8 +23,9 @@ const TITLES = {
   nothing_passes: "Nothing to search in.",
 };
 
-function fields() {
-  const found = { ...state.query, k: byId("k").value, rerank: byId("rerank").checked, fold: byId("fold").checked };
+async function fields(mine) {
+  const what = mine.id ? { id: mine.id } : { picture: await mine.picture };
+  const found = { ...what, k: byId("k").value, rerank: byId("rerank").checked, fold: byId("fold").checked };
   return state.categories.length ? { ...found, category: state.categories } : found;
 }
 
@@ -34,20 +36,34 @@ function asked(next) {
   else {
     state.running?.abort();
     problem(null);
-    byId("found").hidden = byId("maps").hidden = true;
-    byId("empty").hidden = false;
+    noAnswers();
   }
 }
 
-async function more(result) {
-  const address = `${result.image}?side=512`;
-  query.takeItem(result.image_id, await imageAddress(address).catch(() => address), result.description);
+function more(result) {
+  askItem(result.image_id, result);
+  keepAddress();
   window.scrollTo({ top: 0, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
-  asked({ id: result.image_id });
+}
+
+// Searches with a gallery item; its title, where it is not known, and its picture follow.
+async function askItem(id, known) {
+  const mine = (state.query = { id });
+  query.takeItem(known?.description || id);
+  run();
+  try {
+    const item = known ?? (await getJson(`v1/items/${encodeURIComponent(id)}`));
+    const address = await imageAddress(`${item.image}?side=512`);
+    if (state.query === mine) query.setPicture(address, item.description || id);
+    else release(address);
+  } catch {
+    // the search says what is wrong
+  }
 }
 
 async function run() {
-  if (!state.query) return;
+  const mine = state.query;
+  if (!mine) return;
   state.running?.abort();
   const running = (state.running = new AbortController());
   problem(null);
@@ -56,35 +72,49 @@ async function run() {
   const began = performance.now();
   try {
     const waiting = (message) => { byId("status").textContent = `${message} Trying again.`; };
-    const ask = (maps) => search({ ...fields(), maps }, { signal: running.signal, waiting });
+    const sent = await fields(mine);
+    const ask = (maps) => search({ ...sent, maps }, { signal: running.signal, waiting });
     const found = await ask(true).catch((error) => {
-      if (state.query?.id && GONE.has(error.code)) return ask(false); // its stored descriptor still searches
+      if (mine.id && GONE.has(error.code)) return ask(false); // its stored descriptor still searches
       throw error;
     });
-    show(found, performance.now() - began);
+    show(found, sent, performance.now() - began);
+    state.answered = mine;
   } catch (error) {
-    if (error.name !== "AbortError") problem(error, run);
+    if (running.signal.aborted) return;
+    problem(error, run);
+    if (state.answered !== mine) noAnswers();
   } finally {
     if (state.running === running) document.body.classList.remove("busy");
   }
 }
 
-function show(found, elapsed) {
-  byId("empty").hidden = true;
-  byId("found").hidden = false;
-  byId("maps").hidden = !found.maps;
+function noAnswers() {
+  state.answered = null;
+  byId("status").textContent = "";
+  keepFocus(byId("results"), () => {
+    byId("found").hidden = byId("maps").hidden = true;
+    byId("empty").hidden = false;
+  });
+}
+
+function show(found, sent, elapsed) {
   byId("query-map").dataset.saliency = found.maps?.saliency ?? "";
   byId("query-map").dataset.text = found.maps?.text ?? "";
-  byId("query-picture").dataset.searched = found.maps?.query ?? "";
   const text = document.querySelector('input[name="map"][value="text"]');
   text.disabled = !found.maps?.text;
   text.parentElement.title = text.disabled ? "The model has no text branch" : "";
   if (text.disabled && text.checked) document.querySelector('input[name="map"][value="none"]').checked = true;
+  keepFocus(byId("results"), () => {
+    byId("empty").hidden = true;
+    byId("found").hidden = false;
+    byId("maps").hidden = !found.maps;
+    answers.show(found.results, sent, found.maps?.query);
+  });
   showMaps();
-  answers.show(found.results);
-  byId("found-title").textContent = state.query.id ? "More like this" : plural(found.results.length, "answer");
+  byId("found-title").textContent = sent.id ? "More like this" : plural(found.results.length, "answer");
   byId("found-note").textContent = `${Math.round(elapsed)} ms${state.categories.length ? `, in ${state.categories.join(", ")}` : ""}`;
-  byId("link").hidden = !state.query.id;
+  byId("link").hidden = !sent.id;
   byId("status").textContent = `${plural(found.results.length, "answer")}. The best: ${found.results[0]?.description || found.results[0]?.image_id || "none"}`;
 }
 
@@ -99,18 +129,22 @@ function showMaps() {
 }
 
 function problem(error, again = null) {
-  byId("problem").hidden = !error || error.code === "unauthorized";
-  byId("token-form").hidden = error?.code !== "unauthorized";
+  const token = error?.code === "unauthorized";
   state.retry = again;
+  keepFocus(byId("results"), () => {
+    byId("problem").hidden = !error || token;
+    byId("token-form").hidden = !token;
+    byId("again").hidden = !again || !error?.passing;
+  });
   if (!error) return;
   byId("status").textContent = "";
-  if (error.code === "unauthorized") {
-    byId("token").focus();
+  byId(token ? "token-text" : "problem-text").textContent = error.message;
+  if (!token) {
+    byId("problem-title").textContent = TITLES[error.code] ?? "That did not work.";
     return;
   }
-  byId("problem-title").textContent = TITLES[error.code] ?? "That did not work.";
-  byId("problem-text").textContent = error.message;
-  byId("again").hidden = !again || !["unreachable", "overloaded", "timed_out", "too_many_requests", "internal", "stopping"].includes(error.code);
+  byId("token").focus();
+  byId("token").select();
 }
 
 // The address names a gallery item and the filters, so that it shows the same search again.
@@ -125,33 +159,29 @@ function keepAddress() {
   if (next !== (location.hash || location.pathname)) history.pushState(null, "", next);
 }
 
-async function readAddress() {
+function readAddress() {
   const hash = new URLSearchParams(location.hash.slice(1));
   tab(location.hash === "#index" ? "index" : "search", false);
   const id = hash.get("id");
   if (!id) {
-    if (state.query?.id && location.hash !== "#index") query.clear(); // back to where nothing was asked yet
+    if (state.query?.id && !location.hash) query.clear(); // back to where nothing was asked yet
     return;
   }
   setCategories(hash.getAll("category"));
   byId("k").value = hash.get("k") ?? "7";
   byId("rerank").checked = hash.get("rerank") !== "false";
   byId("fold").checked = hash.get("fold") !== "false";
-  try {
-    const item = await getJson(`v1/items/${encodeURIComponent(id)}`);
-    query.takeItem(id, await imageAddress(`${item.image}?side=512`), item.description);
-    state.query = { id };
-    run();
-  } catch (error) {
-    problem(error, readAddress);
-  }
+  askItem(id);
 }
 
 function setCategories(names) {
   state.categories = [...new Set(names)];
   byId("categories").replaceChildren(
     ...state.categories.map((name) => {
-      const drop = () => { setCategories(state.categories.filter((each) => each !== name)); filtered(); };
+      const drop = () => {
+        keepFocus(byId("category"), () => setCategories(state.categories.filter((each) => each !== name)));
+        filtered();
+      };
       return make("li", { class: "chip" }, name, make("button", { type: "button", "aria-label": `Drop the filter ${name}`, onclick: drop }, "\u00d7"));
     }),
   );
@@ -171,37 +201,55 @@ function tab(name, keep = true) {
     button.tabIndex = each === name ? 0 : -1;
     byId(`view-${each}`).hidden = each !== name;
   }
-  if (keep) history.pushState(null, "", name === "index" ? "#index" : location.pathname);
   if (keep && name === "search") keepAddress();
+  else if (keep && location.hash !== "#index") history.pushState(null, "", "#index");
   if (name === "index") {
     showIndex((category) => { setCategories([category]); tab("search"); filtered(); byId(state.query ? "results" : "choose").focus(); }).catch((error) => { tab("search", false); problem(error, () => tab("index")); });
   }
 }
 
-async function start() {
+// Learns of the index, then does what the address asks for; or, with a token that was missing, what failed without it.
+async function start(then = readAddress) {
+  problem(null);
   try {
-    const [index, items] = await Promise.all([getJson("v1/index"), getJson("v1/items?count=16")]);
+    const index = await getJson("v1/index");
     byId("where").textContent = `${number(index.rows)} pictures, version ${index.version}`;
-    query.limit = index.limits.body_bytes;
+    query.limits = index.limits;
     byId("fold-row").hidden = !index.folds_duplicates;
     const options = index.categories.map((each) => make("option", { value: each.name }, `${each.name} (${number(each.pictures)})`));
-    byId("category").append(...options);
+    byId("category").replaceChildren(make("option", { value: "" }, "All categories"), ...options);
     byId("category").closest("label").hidden = !options.length;
-    const samples = await Promise.allSettled(items.items.map(sample)); // a picture may be gone
-    byId("samples").replaceChildren(...samples.filter((each) => each.value).map((each) => each.value));
-    problem(null);
-    await readAddress();
   } catch (error) {
-    problem(error, start);
+    problem(error, () => start(resume));
+    return;
+  }
+  samples();
+  then();
+}
+
+function resume() {
+  if (state.query?.picture && location.hash !== "#index") run();
+  else readAddress();
+}
+
+async function samples() {
+  try {
+    const { items } = await getJson("v1/items?count=16");
+    byId("samples").replaceChildren(...items.map(sample));
+  } catch (error) {
+    if (!state.query) problem(error, () => start(resume));
   }
 }
 
-async function sample(item) {
+function sample(item) {
   const title = item.description || item.image_id;
-  const image = make("img", { src: await imageAddress(`${item.image}?side=128`), alt: "", loading: "lazy" });
+  const image = make("img", { alt: "", loading: "lazy" });
   const button = make("button", { type: "button", class: "picture", title, "aria-label": `Search with ${title}`, onclick: () => more(item) }, image);
-  image.onerror = () => button.parentElement.remove();
-  return make("li", {}, button);
+  const element = make("li", {}, button);
+  image.onload = () => release(image.src);
+  image.onerror = () => element.remove(); // a picture may be gone
+  imageAddress(`${item.image}?side=128`).then((address) => { image.src = address; }, image.onerror);
+  return element;
 }
 
 for (const name of ["search", "index"]) {
@@ -232,8 +280,17 @@ byId("link").onclick = async () => {
 };
 byId("token-form").onsubmit = (event) => {
   event.preventDefault();
-  useToken(byId("token").value);
-  start();
+  try {
+    useToken(byId("token").value);
+    start(resume);
+  } catch (error) {
+    problem(error);
+  }
+};
+document.querySelector(".skip").onclick = (event) => {
+  event.preventDefault(); // the address stays that of the search
+  tab("search");
+  byId("results").focus();
 };
 window.addEventListener("popstate", readAddress);
 setCategories([]);

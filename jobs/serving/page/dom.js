@@ -20,5 +20,12 @@ function fill(element, attributes, children) {
   return element;
 }
 
+// Runs a change of the page; a focus whose element that hides or removes goes to `rest`, not to the top of the page.
+export function keepFocus(rest, change) {
+  const focused = document.activeElement;
+  change();
+  if (!focused.getClientRects().length) rest.focus({ preventScroll: true });
+}
+
 export const number = (value) => Number(value).toLocaleString("en");
 export const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;

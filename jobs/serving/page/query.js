@@ -1,19 +1,20 @@
 // The query: a file, a paste, a drop, a photo or a gallery item; shown on its white square, cropped by dragging or by keys.
 
-import { byId } from "./dom.js";
+import { Problem, release } from "./api.js";
+import { byId, keepFocus } from "./dom.js";
 
 const LEAST = 0.04; // share of the square below which a drag is a slip
 const STEP = 0.02;
-const SHRUNK = 2000; // px of the longer side of a picture that is too large to send
+const LARGE = 2 << 20; // bytes of a file above which it is made smaller here: the network sees far less
+const SHRUNK = 2000; // px of the longer side of a picture that is made smaller
 
-// onQuery({picture: Blob} | {id} | null) is called whenever there is another thing to search with.
+// onQuery({picture: promise of a Blob} | null) is called whenever there is another thing to search with.
 export class Query {
   constructor(onQuery, onProblem) {
     this.onQuery = onQuery;
     this.onProblem = onProblem;
-    this.limit = 16 << 20;
+    this.limits = { body_bytes: 16 << 20, pixels: 50_000_000 };
     this.file = null; // the whole picture as it was given
-    this.id = null;
     this.crop = null; // {left, top, width, height}, shares of the square
     this.bind();
   }
@@ -100,22 +101,22 @@ export class Query {
 
   take(file) {
     this.file = file;
-    this.id = null;
     this.show(URL.createObjectURL(file), "The query picture");
     this.setCrop(null, true);
   }
 
-  // A gallery item as the query; `address` shows its picture.
-  takeItem(id, address, title) {
+  // A gallery item as the query; its picture may follow.
+  takeItem(title) {
     this.file = null;
-    this.id = id;
-    this.show(address, title || id);
+    this.show("", title);
     this.setCrop(null, false);
   }
 
   clear() {
-    this.file = this.id = this.searched = null;
+    this.file = this.searched = null;
     this.setCrop(null, false);
+    this.setPicture("", "");
+    this.dropMaps();
     byId("drop").hidden = false;
     for (const id of ["chosen", "query-actions", "crop-hint"]) byId(id).hidden = true;
     this.onQuery(null);
@@ -123,20 +124,36 @@ export class Query {
   }
 
   show(address, text) {
-    const picture = byId("query-picture");
-    if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
-    picture.src = address;
-    picture.alt = text;
-    byId("drop").hidden = true;
-    byId("chosen").hidden = byId("query-actions").hidden = false;
+    this.setPicture(address, text);
+    this.dropMaps();
+    keepFocus(byId("stage"), () => {
+      byId("drop").hidden = true;
+      byId("chosen").hidden = byId("query-actions").hidden = false;
+    });
     byId("crop-hint").hidden = !this.file;
     byId("stage").style.cursor = this.file ? "" : "default";
+  }
+
+  setPicture(address, text) {
+    const picture = byId("query-picture");
+    release(picture.src);
+    if (address) picture.src = address;
+    else picture.removeAttribute("src");
+    picture.alt = text;
+  }
+
+  // The maps are those of the last answer: another query has none yet.
+  dropMaps() {
+    const overlay = byId("query-map");
+    overlay.classList.remove("shown");
+    overlay.removeAttribute("src");
+    overlay.dataset.saliency = overlay.dataset.text = "";
   }
 
   setCrop(box, search) {
     this.crop = box;
     const shown = byId("cropbox");
-    shown.hidden = byId("whole").hidden = !box;
+    keepFocus(byId("stage"), () => { shown.hidden = byId("whole").hidden = !box; });
     if (box) {
       for (const side of ["left", "top", "width", "height"]) shown.style[side] = `${box[side] * 100}%`;
       byId("query-map").classList.remove("shown");
@@ -169,26 +186,40 @@ export class Query {
     return { left, top, width: Math.max(0.001, right - left), height: Math.max(0.001, bottom - top) };
   }
 
-  async search() {
+  search() {
     if (!this.file) return;
     this.searched = this.crop;
+    this.dropMaps();
+    this.onQuery({ picture: this.toSend(this.file, this.crop) });
+  }
+
+  // The file as it is, or what is cut from it here.
+  async toSend(file, crop) {
+    const { body_bytes: most, pixels } = this.limits;
     try {
-      const picture = this.crop || this.file.size > this.limit ? await cut(this.file, this.crop) : this.file;
-      this.onQuery({ picture });
+      const large = file.size > Math.min(LARGE, most);
+      return crop || large || (await area()) > pixels ? await cut(file, crop, pixels) : file;
     } catch {
       // what the browser cannot open, the service may still name
-      if (this.file.size > this.limit) this.onProblem("too_large", `The file is larger than ${this.limit >> 20} MiB.`);
-      else this.onQuery({ picture: this.file });
+      if (file.size > most) throw new Problem("too_large", `The file is larger than ${most >> 20} MiB.`);
+      return file;
     }
   }
+}
+
+// Of the query picture, px; fails when it is not one, or another one follows.
+async function area() {
+  const picture = byId("query-picture");
+  await picture.decode();
+  return picture.naturalWidth * picture.naturalHeight;
 }
 
 function between([x, y], [right, bottom]) {
   return { left: Math.min(x, right), top: Math.min(y, bottom), width: Math.abs(right - x), height: Math.abs(bottom - y) };
 }
 
-// The part of a picture inside a box of its white square, at full resolution; the whole picture, made smaller, without a box.
-async function cut(file, box) {
+// The part of a picture inside a box of its white square, or the whole picture; no larger than SHRUNK or `pixels` in all.
+async function cut(file, box, pixels) {
   const bitmap = await createImageBitmap(file);
   const longer = Math.max(bitmap.width, bitmap.height);
   const [x, y] = [(longer - bitmap.width) / 2, (longer - bitmap.height) / 2];
@@ -200,10 +231,10 @@ async function cut(file, box) {
     bottom = Math.min(bitmap.height, (box.top + box.height) * longer - y);
   }
   const [width, height] = [Math.max(1, right - left), Math.max(1, bottom - top)];
-  const scale = Math.min(1, SHRUNK / Math.max(width, height));
+  const scale = Math.min(1, SHRUNK / Math.max(width, height), Math.sqrt(pixels / (width * height)));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(width * scale));
-  canvas.height = Math.max(1, Math.round(height * scale));
+  canvas.width = Math.max(1, Math.floor(width * scale));
+  canvas.height = Math.max(1, Math.floor(height * scale));
   const context = canvas.getContext("2d");
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
