@@ -209,18 +209,23 @@ def _one_line(error: Exception) -> str:
 
 
 def _drain(config: Config, gateways: Any) -> None:  # noqa: ANN401 - a handle of Ray Serve
-    """Let no gateway take a new search, and wait, for the time that one may take, until those in hand or on their way are
-    answered."""
+    """Let no gateway take a new search, and wait until those in hand are answered. What is on its way has the time that a
+    request may take to come in, and that time once more to be answered.
+    """
     from ray.exceptions import RayError
 
-    until = time.monotonic() + config.request_seconds
-    busy: dict[str, int] = {}
-    while time.monotonic() < until and (len(busy) < config.gateways or any(busy.values())):
+    began = time.monotonic()
+    busy: dict[str, tuple[int, int]] = {}
+    while (waited := time.monotonic() - began) < 2 * config.request_seconds:
+        in_hand, coming = (sum(each) for each in zip(*busy.values(), strict=True)) if busy else (0, 0)
+        heard = len(busy) == config.gateways or waited > config.request_seconds
+        if heard and not in_hand and (not coming or waited > config.request_seconds):
+            break
         try:
-            name, pending = gateways.drain.remote().result(timeout_s=config.request_seconds)
+            name, pending, uploads = gateways.drain.remote().result(timeout_s=config.request_seconds)
         except (TimeoutError, RayError):
             break  # no gateway is left that answers
-        busy[name] = pending
+        busy[name] = pending, uploads
         time.sleep(0.05)
 
 

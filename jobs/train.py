@@ -22,9 +22,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
-from cluster.errors import ArtifactMissingError, BadInputError
+from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, peek, put_unit
+from cluster.errors import BadInputError
 from cluster.session import ray_session
+from cluster.storage import open_store
 from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
 from jobs.inputs import fetch_weights, local_copy, open_model
@@ -149,14 +150,17 @@ def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     fewshot = open_artifact(config.fewshot, "fewshot")
     init = open_model(config.init) if config.init else None
+    config = _pinned(config)
     categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))["categories"]
     network, weights = _network(config, init, len(categories)), _weights(config)
     if not config.masks:
         mapper(*_teaching(config), fewshot)
     if init is None:  # a mistake in the flags is said before the folder is claimed
         initial(network, weights, fetch_weights)
-    config = _pinned(config)
-    weights = _weights(config)
+    decided = {name: getattr(network, name) for name in ("attention", "text", "text_source")}
+    config = config.model_copy(
+        update={**decided, "size": network.pictures.size}
+    )  # of --init where no flag says: claimed
     if config.masks and _masks_fit(config, config.masks, fewshot) is False:
         raise BadInputError(
             f"--masks {config.masks}: of another few-shot set, or made otherwise; choose another folder for these"
@@ -203,27 +207,27 @@ def _teaching(config: Config) -> tuple[MapKind, str]:
 
 
 def _masks(config: Config, fewshot: Artifact) -> Artifact:
-    """The masks at --masks, else the run's own; --overwrite makes these anew, unless they are whole and of the same pictures."""
+    """The masks at --masks, else the run's own; --overwrite makes these anew, unless they are finished and of these pictures."""
     kind, source = _teaching(config)
     name = "masks" if kind == "saliency" else "text-maps"
     uri = config.masks or f"{config.out.rstrip('/')}/masks"
     inputs = {"fewshot": fewshot.as_input()}
     build = lambda writer: build_masks(writer, fewshot, kind, source, config.max_rejects)  # noqa: E731
-    overwrite = config.overwrite and not config.masks and not _masks_fit(config, uri, fewshot)
+    finished = peek(open_store(uri))[1] is not None
+    overwrite = config.overwrite and not config.masks and not (finished and _masks_fit(config, uri, fewshot))
     nested = config.model_copy(update={"out": uri, "overwrite": overwrite})
     make(nested, name, inputs, build, claimed=CLAIMS[kind])
     return open_artifact(uri, name)
 
 
 def _masks_fit(config: Config, uri: str, fewshot: Artifact) -> bool | None:
-    """Whether whole masks stand at `uri` that are of these pictures, made as the flags say; None: none do."""
+    """Whether the masks at `uri`, finished or not, are of these pictures and made as the flags say; None: there are none."""
     kind, _ = _teaching(config)
-    try:
-        made = open_artifact(uri, "masks" if kind == "saliency" else "text-maps").manifest
-    except ArtifactMissingError:
+    claim, _ = peek(open_store(uri))
+    if claim is None:
         return None
-    same = all(made.config.get(flag) == getattr(config, flag) for flag in CLAIMS[kind])
-    return same and made.inputs["fewshot"].sha256 == fewshot.sha256
+    same = all(claim.config.get(flag) == getattr(config, flag) for flag in CLAIMS[kind])
+    return same and claim.inputs.get("fewshot") == fewshot.sha256
 
 
 def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConfig:

@@ -95,14 +95,16 @@ class Plan(BaseModel):
         return 2 if self.branch == "all" and self.instance_loss > 0 and self.epochs > 0 else 1
 
     def score(self, row: Mapping[str, Any]) -> float:
-        """How good an epoch is, by a figure of the last stage; one of another stage, or one that has diverged, is behind all."""
+        """How good an epoch is, by a figure of the last stage; one of another stage, or that has diverged, is behind all."""
         last = self.stage(self.saliency_epochs + self.epochs - 1)
         saliency = "val_loss" if self.branch == "saliency" else "val_dice_loss"
         name, sign = {"saliency": (saliency, -1), "joint": ("val_map@7", 1), "text": ("val_text_loss", -1)}[last]
-        return sign * float(row[name]) if row.get("stage") == last and math.isfinite(row[name]) else _BEHIND
+        return sign * float(row[name]) if row.get("stage") == last and not has_diverged(row) else _BEHIND
 
     def is_over(self, history: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the last stage has gone on for `patience` epochs without a better one."""
+        """Whether training has diverged, or the last stage has gone on for `patience` epochs without a better one."""
+        if history and has_diverged(history[-1]):
+            return True
         scores = [self.score(row) for row in history]
         best = max(scores, default=_BEHIND)
         return best > _BEHIND and 0 < self.patience < len(scores) - scores.index(best)
@@ -132,6 +134,11 @@ class Plan(BaseModel):
         return 0 < epoch < self.saliency_epochs + self.epochs and self.stage(epoch) == self.stage(epoch - 1)
 
 
+def has_diverged(row: Mapping[str, Any]) -> bool:
+    """Whether an epoch's figures over the validation split, the same on all workers, are numbers no more."""
+    return not all(math.isfinite(value) for name, value in row.items() if name.startswith("val_"))
+
+
 def default_cpus(workers: int, gpus: float) -> float:
     """CPUs of a training worker where nobody says: 1 beside a GPU, else an equal share of what decoding leaves, on one node."""
     share = max(0.5, (cluster_cpus() - DECODE_CPUS) / workers)
@@ -145,7 +152,7 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     The first worker's steps advance `meter`; every epoch's figures are said.
 
     Raises:
-        JobFailedError: training failed more often than `plan.retries`.
+        JobFailedError: training failed more often than `plan.retries`, or diverged before it made a model.
     """
     import ray.exceptions
     from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
@@ -187,6 +194,10 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
             (into / name).write_bytes((Path(folder) / name).read_bytes())
     with result.checkpoint.as_directory() as folder:
         history: list[dict[str, Any]] = json.loads((Path(folder) / _POSITION).read_text())["history"]
+    if has_diverged(history[epoch]) or (plan.patience and plan.score(history[epoch]) == _BEHIND):
+        raise JobFailedError(
+            f"training diverged in epoch {len(history) - 1}: its figures are no numbers; lower --lr, --saliency-lr or --head-lr"
+        )
     return history, epoch
 
 
@@ -269,7 +280,7 @@ def _write_events(row: Mapping[str, Any], store: Store) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         with SummaryWriter(scratch, filename_suffix=f".{row['epoch']}") as events:
             for name, value in row.items():
-                if isinstance(value, float):
+                if isinstance(value, float) and math.isfinite(value):
                     events.add_scalar(f"{row['stage']}/{name.replace('@', '_at_')}", value, row["epoch"])
         for file in Path(scratch).iterdir():
             with contextlib.suppress(ClusterError):  # the figures are in metrics.json too
@@ -312,8 +323,6 @@ def _loop(config: dict[str, Any]) -> None:
                 _report(network, plan, history, here, stage.moments() if first else {})
 
         row = stage.train_epoch(epoch, ray.train.get_dataset_shard("train"), tell, part, after)
-        if not plan.patience and not all(map(math.isfinite, row.values())):
-            raise BadInputError(f"training diverged in epoch {epoch}: {row}; lower --lr / --saliency-lr / --head-lr")
         row |= stage.validate(ray.train.get_dataset_shard("val"))
         part = Part()
         history.append({"epoch": epoch, "stage": plan.stage(epoch), "workers": workers, **row})

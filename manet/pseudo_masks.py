@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from manet.errors import WeightsError
-from manet.weights import Fetch, load_into, read_tensors, resolve
+from manet.weights import Fetch, load_into, named, read_tensors, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _NET_SIDE = 320  # px: input of U2-Net and its kin
@@ -32,7 +32,7 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     """
     if source == "classical":
         return classical
-    path = resolve(source, fetch)
+    path, source = resolve(source, fetch), named(source)
     if path.suffix == ".safetensors":
         return _by_branch(path, source)
     net = read_network(cv2.dnn.readNetFromONNX, path, source)

@@ -14,7 +14,7 @@ import numpy as np
 
 from manet.errors import WeightsError
 from manet.pseudo_masks import read_network
-from manet.weights import Fetch, resolve
+from manet.weights import Fetch, named, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _STEP = 32  # px: both networks take sides that are multiples of it
@@ -32,7 +32,7 @@ def pseudo_text(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     Raises:
         WeightsError: the network's file cannot be had, or is not what its ending says.
     """
-    path = resolve(source, fetch)
+    path, source = resolve(source, fetch), named(source)
     if path.suffix not in {".onnx", ".pb"}:
         raise WeightsError(f"{source}: a text detector is an .onnx file (DB) or a .pb file (frozen EAST)")
     find = _east(path, source) if path.suffix == ".pb" else _db(path, source)

@@ -22,7 +22,7 @@ from manet.errors import WeightsError
 
 Fetch = Callable[[str, str], Path]  # URI and sha256 ("": not known) -> local file
 PIN = "#sha256="  # between a file's address and the checksum that it must have
-_WORDS = ("none", "random", "pretrained", "own:", "pip:")  # specs without a file whose content could change
+_FIXED = ("own:", "pip:")  # beginnings of specs whose content is known here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +96,20 @@ def resolve(spec: str, fetch: Fetch | None = None) -> Path:
     return path
 
 
+def named(spec: str) -> str:
+    """A spec without its checksum, for messages."""
+    return spec.partition(PIN)[0]
+
+
 def pinned(spec: str, fetch: Fetch | None = None) -> str:
     """A spec that says which content it means: a file's with its sha256 behind it, any other as it is.
 
     Raises:
         WeightsError: as `resolve`.
     """
-    if spec.startswith(_WORDS):
+    if spec in {"none", "random", "pretrained"} or spec.startswith(_FIXED):
         return spec
-    return f"{spec.partition(PIN)[0]}{PIN}{_digest(resolve(spec, fetch))}"
+    return f"{named(spec)}{PIN}{_digest(resolve(spec, fetch))}"
 
 
 def _own(spec: str) -> Path:
@@ -170,7 +175,7 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str,
     Raises:
         WeightsError: the first name that is missing, left over, or of another shape.
     """
-    wanted = module.state_dict()
+    wanted, what = module.state_dict(), named(what)
     for name, value in wanted.items():
         if name not in tensors:
             raise WeightsError(f"weights {what}: {name} is missing; these are another network's weights")

@@ -30,7 +30,7 @@ class Outcome:
     """Answered 200 within the level's time, its beginning left out."""
 
     def row(self) -> dict[str, Any]:
-        """Rates a second, and milliseconds of the accepted requests."""
+        """Rates a second, and milliseconds of the accepted requests (None where there were none)."""
         count = sum(self.statuses.values())
         refused = self.statuses[429] + self.statuses[503]
         found: dict[str, Any] = {
@@ -40,8 +40,8 @@ class Outcome:
             "failed": count - refused - self.statuses[200],
         }
         for percent in (50, 95, 99):
-            value = float(np.percentile(self.latencies, percent)) * 1e3 if self.latencies else float("nan")
-            found[f"p{percent}_ms"] = round(value, 1)
+            value = float(np.percentile(self.latencies, percent)) * 1e3 if self.latencies else None
+            found[f"p{percent}_ms"] = None if value is None else round(value, 1)
         return found
 
 

@@ -5,6 +5,7 @@ its last request.
 """
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,8 @@ from manet.search import Allowed, Searcher
 
 _FILTERS = 64  # kept of one edition
 _REJECTS_SHOWN = 100
+_LOOKING = ThreadPoolExecutor(1, thread_name_prefix="rejects")  # a store that hangs holds one thread, however many ask
+_LOOK_S = 3.0  # that a request waits for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,7 @@ class Edition:
     spec: QuerySpec
     categories: dict[str, int]
     _filters: dict[tuple[str, ...], Allowed] = field(default_factory=dict)
+    _looks: "list[Future[dict[str, Any] | None]]" = field(default_factory=list)  # for the rejects: the last one
 
     @property
     def number(self) -> int:
@@ -71,11 +75,16 @@ class Edition:
     @property
     def about(self) -> dict[str, Any]:
         """What the index says of itself: size, settings, recall report, categories, rejects."""
+        return {**self._described, "rejects": self._rejects_soon()}
+
+    def _rejects_soon(self) -> dict[str, Any] | None:
+        """The rejects, or None where their store does not say in time; then it is asked again by who comes next."""
+        if not self._looks or (self._looks[-1].done() and self._looks[-1].exception()):
+            self._looks[:] = [_LOOKING.submit(self._rejects)]
         try:
-            rejects = self._rejects
-        except ClusterError:  # for now: it is looked for again
-            rejects = None
-        return {**self._described, "rejects": rejects}
+            return self._looks[-1].result(_LOOK_S)
+        except (TimeoutError, ClusterError):
+            return None
 
     @cached_property
     def _described(self) -> dict[str, Any]:
@@ -110,7 +119,6 @@ class Edition:
             raise Refusal(404, "no_plot", "This index is exact: nothing was tuned.")
         return self.index.read(parts[-1])
 
-    @cached_property
     def _rejects(self) -> dict[str, Any] | None:
         """Pictures of the gallery that could not be described; None where the descriptors are not at hand any more.
 

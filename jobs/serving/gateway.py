@@ -152,11 +152,11 @@ class Gateway:
             cause = None if self._serving.cancelled() else self._serving.exception()
             raise RuntimeError("this gateway no longer listens") from cause
 
-    async def drain(self) -> tuple[str, int]:
-        """Take no new search; this gateway's name, and its searches that are still in hand or on their way."""
+    async def drain(self) -> tuple[str, int, int]:
+        """Take no new search; this gateway's name, its searches that are still in hand, and those on their way."""
         guard = present(self._guard)
         guard.stopping = True
-        return serve.get_replica_context().replica_id.unique_id, guard.pending + guard.uploads
+        return serve.get_replica_context().replica_id.unique_id, guard.pending, guard.uploads
 
     async def ready(self) -> None:
         """Whether pictures can be described now.

@@ -132,14 +132,18 @@ class HttpProtocol(HttpToolsProtocol):
             self._late = self.loop.call_later(_HEAD_S, self._give_up)
 
     def on_headers_complete(self) -> None:
-        """Httptools' word for a head's end."""
-        self._head = None
-        self._in_time()
+        """Httptools' word for a head's end. A body without a length, which no route takes, counts with it: its trailers are kept
+        like headers.
+        """
+        if not any(name == b"transfer-encoding" for name, _ in self.headers):
+            self._head = None
+            self._in_time()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Httptools' word for a body's end: the next head is awaited. What of it came in the same piece is not counted."""
         self._head = 0
+        self._in_time()
         super().on_message_complete()
 
     def _in_time(self) -> None:

@@ -149,26 +149,25 @@ def test_a_slow_upload_holds_up_no_search() -> None:
         assert (await asked[0])[0] == (await _ask(guard))[0] == 200
         for upload in slow:
             upload.end.set()
-        assert sorted(status for status, _, _ in await asyncio.gather(*asked[1:]))[0] == 200
+        statuses = [status for status, _, _ in await asyncio.gather(*asked[1:])]
+        assert 200 in statuses and set(statuses) <= {200, 503}  # there is room for one at a time
         assert guard.pending == guard.uploads == 0
 
     asyncio.run(ask())
 
 
 def test_room_is_looked_for_again_when_an_upload_ends() -> None:
-    guard = _guard(_Slow(0.3), pending=1)
+    guard = _guard(_Slow(), pending=1)
 
     async def ask() -> None:
         upload = _Upload()
         late = asyncio.create_task(_ask(guard, receive=upload))
         await upload.begun.wait()
-        first = asyncio.create_task(_ask(guard))
-        await asyncio.sleep(0.05)
-        assert guard.pending == 1
-        upload.end.set()
-        status, headers, _ = await late
+        with guard.holding(1):
+            upload.end.set()
+            status, headers, _ = await late
         assert (status, headers["retry-after"]) == (503, "1")
-        assert (await first)[0] == 200
+        assert (await _ask(guard))[0] == 200
 
     asyncio.run(ask())
 

@@ -114,6 +114,17 @@ def test_overwrite_reaches_masks_of_other_pictures(manet: Run, shop: Path, tmp_p
     assert json.loads((out / "masks" / "manifest.json").read_text()) == after  # whole, and of these pictures
 
 
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_run_that_diverges_says_so_and_makes_no_model(
+    manet: Run, fewshot: Path, model: Path, tmp_path: Path, patience: int
+) -> None:
+    train = ["train", "--fewshot", fewshot, "--init", model, "--saliency-epochs", 0, "--pseudo-masks", "classical"]
+    train += ["--size", 64, "--train-size", 64, "--lr", 1e30, "--epochs", 3, "--patience", patience]
+    done = manet(*train, "--out", tmp_path / "model", timeout=280)
+    assert_refused(done, 1, "training diverged in epoch 0", "lower --lr")
+    assert not (tmp_path / "model" / "manifest.json").exists()
+
+
 def test_weights_files_are_kept_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANET_CACHE", str(tmp_path / "cache"))
     there = tmp_path / "there.safetensors"

@@ -58,7 +58,7 @@ def test_missing_weights_are_never_replaced(spec: str, words: str) -> None:
         resolve(spec)
 
 
-def test_a_pinned_file_is_that_file(tmp_path: Path) -> None:
+def test_a_pinned_file_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"w": torch.zeros(2)}, path)
     spec = pinned(str(path))
@@ -78,6 +78,11 @@ def test_a_pinned_file_is_that_file(tmp_path: Path) -> None:
     far = pinned("s3://bucket/w.safetensors", fetch)
     resolve(far, fetch)
     assert asked == [("s3://bucket/w.safetensors", ""), ("s3://bucket/w.safetensors", far[-64:])]
+    folder = tmp_path / "random"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": torch.zeros(2)}, folder / "w.safetensors")
+    assert "#sha256=" in pinned("random/w.safetensors")  # begins with a word, and is a file
     assert [pinned(word) for word in ("none", "random", "own:east-lite0")] == ["none", "random", "own:east-lite0"]
 
 

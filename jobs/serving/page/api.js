@@ -1,7 +1,7 @@
 // The API as the page uses it: tokens, repeated tries of a busy service, errors in words.
 
 const TRIES = 4;
-const PATIENCE = 60; // s of one request: longer than the service allows itself as it comes
+const PATIENCE = 90; // s of one request: longer than the service allows an upload and its answer as it comes
 const KEY = "manet-token";
 
 // status: of the HTTP answer; 0: none came; null: the page itself refuses.
@@ -14,7 +14,7 @@ export class Problem extends Error {
 
   // Whether the same request may succeed a moment later.
   get passing() {
-    return this.status === 0 || this.status === 429 || this.status >= 500;
+    return this.status === 0 || this.status === 408 || this.status === 429 || this.status >= 500;
   }
 }
 
