@@ -363,10 +363,10 @@ class Artifact:
             IntegrityError: size or sha256 differ.
         """
         path = folder / part.name
-        if not (path.is_file() and path.stat().st_size == part.bytes and _sha256_file(path) == part.sha256):
+        if not (path.is_file() and path.stat().st_size == part.bytes and sha256_of(path) == part.sha256):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.store.download(part.name, path)
-            _check(self.store, part, path.stat().st_size, _sha256_file(path))
+            _check(self.store, part, path.stat().st_size, sha256_of(path))
         return path
 
     def local(self, part: Part, cache: Path) -> Path:
@@ -386,7 +386,7 @@ class Artifact:
         elif not path.is_file():
             raise ObjectMissingError(f"{path}: no such file")
         try:
-            _check(self.store, part, path.stat().st_size, _sha256_file(path))
+            _check(self.store, part, path.stat().st_size, sha256_of(path))
         except IntegrityError:
             if self.store.local_path(part.name) is None:
                 path.unlink(missing_ok=True)  # the next opening fetches it again
@@ -485,14 +485,15 @@ def finished_unit(store: Store, unit: str) -> Receipt | None:
 
 def _put(store: Store, name: str, blob: Blob) -> Part:
     if isinstance(blob.data, Path):
-        part = Part(name=name, rows=blob.rows, bytes=blob.data.stat().st_size, sha256=_sha256_file(blob.data))
+        part = Part(name=name, rows=blob.rows, bytes=blob.data.stat().st_size, sha256=sha256_of(blob.data))
         store.write_file(name, blob.data)
         return part
     store.write(name, blob.data)
     return Part(name=name, rows=blob.rows, bytes=len(blob.data), sha256=hashlib.sha256(blob.data).hexdigest())
 
 
-def _sha256_file(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Checksum of a local file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.artifact import Artifact, Input, open_artifact
+from cluster.artifact import Artifact, Input, open_artifact, sha256_of
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import resolve_uri, split_uri
 from manet.tables import check_catalog, check_queries
@@ -199,9 +199,3 @@ def fetch_weights(uri: str, sha256: str = "") -> Path:
         path.parent.mkdir(exist_ok=True)
         brought.replace(path)
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a local file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

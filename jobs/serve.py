@@ -76,7 +76,7 @@ def run(config: Config) -> dict[str, Any]:
         door = None if joins_cluster(config) else stack.enter_context(closing(Door(config.host, config.port)))
         with inherited(_RAY_SERVE):
             stack.enter_context(ray_session(config))
-        alone = door is not None or not _is_shared(config)
+        shared = door is None and _is_shared(config)
         require_resources(
             cpus=1, gpus=float(config.gpu), workers=config.embedders, flags="--embedders (or give --ray-cpus)"
         )
@@ -97,7 +97,7 @@ def run(config: Config) -> dict[str, Any]:
                 _drain(config, gateways)
         finally:
             if door is None:  # a session of this machine alone ends with all that runs in it
-                _leave(alone=alone)
+                _leave(shared=shared)
     return {"kind": "serve", "index": index.uri, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -127,8 +127,8 @@ def _is_shared(config: Config) -> bool:
     return True
 
 
-def _leave(*, alone: bool) -> None:
-    """Take the service off a cluster; Ray Serve too, if it was started for it and nobody else has come to use it."""
+def _leave(*, shared: bool) -> None:
+    """Take the service off a cluster; Ray Serve too, unless that stood before it or somebody else has come to use it."""
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
@@ -136,7 +136,7 @@ def _leave(*, alone: bool) -> None:
     try:
         if _NAME in serve.status().applications:
             serve.delete(_NAME)
-        if alone and not serve.status().applications:
+        if not shared and not serve.status().applications:
             serve.shutdown()
     except (RayError, RayServeException, TimeoutError) as error:
         say(f"serve: {_NAME} may still stand on the cluster: {_one_line(error)}")
@@ -217,9 +217,9 @@ def _drain(config: Config, gateways: Any) -> None:  # noqa: ANN401 - a handle of
     began = time.monotonic()
     busy: dict[str, tuple[int, int]] = {}
     while (waited := time.monotonic() - began) < 2 * config.request_seconds:
-        in_hand, coming = (sum(each) for each in zip(*busy.values(), strict=True)) if busy else (0, 0)
-        heard = len(busy) == config.gateways or waited > config.request_seconds
-        if heard and not in_hand and (not coming or waited > config.request_seconds):
+        late = waited > config.request_seconds  # no upload is waited for any more
+        awaited = any(in_hand or (coming and not late) for in_hand, coming in busy.values())
+        if not awaited and (late or len(busy) == config.gateways):
             break
         try:
             name, pending, uploads = gateways.drain.remote().result(timeout_s=config.request_seconds)

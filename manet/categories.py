@@ -33,6 +33,7 @@ _DROPPED = (NOT_KINDS | ENGLISH_STOP_WORDS) - GENERIC
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d[\w.,]*|[^\w\s'-]| - ")
 _LEAD_END = re.compile(r"(?<=\w{4})[.!?](?=\s+\w)|(?<=\w )with(?:out)? ", re.IGNORECASE)  # not the dot of "No. 5"
 _VERBS = frozenset(["is", "are", "has", "have", "can"])
+_WORDLESS = "no description holds a word that can name a category; give more or fuller ones"
 _MOST_TERMS = 3000  # bounds memory: a dense terms x words table of float32
 _LEAST_SHARE = 0.002  # of the different descriptions that a term must stand in
 _LEAST_TEXTS, _LEAST_ROWS = 3, 10  # ... and it must stand in so many descriptions, or in those of so many pictures
@@ -178,9 +179,6 @@ def _spellings(names: list[str], texts_T: Array) -> dict[int, int]:
         if (joined := name.replace(" ", "")) != name and joined in index
     ]
     return dict((i, j) if texts_T[i] < texts_T[j] else (j, i) for i, j in both)
-
-
-_WORDLESS = "no description holds a word that can name a category; give more or fuller ones"
 
 
 class _Company:

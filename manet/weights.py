@@ -22,7 +22,6 @@ from manet.errors import WeightsError
 
 Fetch = Callable[[str, str], Path]  # URI and sha256 ("": not known) -> local file
 PIN = "#sha256="  # between a file's address and the checksum that it must have
-_FIXED = ("own:", "pip:")  # beginnings of specs whose content is known here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ def pinned(spec: str, fetch: Fetch | None = None) -> str:
     Raises:
         WeightsError: as `resolve`.
     """
-    if spec in {"none", "random", "pretrained"} or spec.startswith(_FIXED):
+    if spec in {"none", "random", "pretrained"} or spec.startswith(("own:", "pip:")):
         return spec
     return f"{named(spec)}{PIN}{_digest(resolve(spec, fetch))}"
 

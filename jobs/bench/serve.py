@@ -103,7 +103,7 @@ def run(config: Config) -> dict[str, Any]:
             rounds.append(rows)
     levels = [_level(rows) for rows in zip(*rounds, strict=True)]
     peak = int(np.argmax([row["of_bare"] for row in levels]))
-    overload = np.array([rows[-1]["of_bare"] / (rows[peak]["of_bare"] or np.nan) for rows in rounds])
+    peaks, overloads = (np.array([rows[place]["of_bare"] for rows in rounds]) for place in (peak, -1))
     summary = {
         "kind": "bench",
         "rows": index.manifest.summary["rows"],
@@ -111,8 +111,8 @@ def run(config: Config) -> dict[str, Any]:
         "batch": spec.batch_size or auto_batch(pictures.size),
         "embedders": config.embedders,
         "bare_model": [round(each, 2) for each in bare],
-        **{name.replace("of_bare", "peak_of_bare"): x for name, x in levels[peak].items() if "of_bare" in name},
-        **_with_interval("overload_of_peak", overload),
+        **_with_interval("peak_of_bare", peaks),
+        **_with_interval("overload_of_peak", overloads / np.where(peaks > 0, peaks, np.nan)),
         "levels": levels,
         "rounds": rounds,
     }

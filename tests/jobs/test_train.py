@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import open_artifact
-from jobs.inputs import fetch_weights, sha256_of
+from cluster.artifact import open_artifact, sha256_of
+from jobs.inputs import fetch_weights
 from jobs.masks import mapper
 from jobs.pictures import load_picture
 from manet.images import PictureConfig
