@@ -22,7 +22,7 @@ from manet.metrics import pairs_average_precision
 from manet.network import JointStage, MANet, SaliencyStage, TextStage, freeze_statistics
 
 if TYPE_CHECKING:
-    from jobs.training import Plan
+    from jobs.training_plan import Plan
 
 DECODER_TIMES = 10  # how much faster a branch's decoder, which starts at random, learns than its pretrained encoder
 Losses = dict[str, torch.Tensor]

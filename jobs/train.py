@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, peek, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Claim, open_artifact, peek, put_unit
 from cluster.errors import BadInputError
 from cluster.session import ray_session
 from cluster.storage import open_store
@@ -31,7 +31,8 @@ from jobs.config import JobConfig, how
 from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
 from jobs.masks import CLAIMS, RENDERED, MapKind, build_masks, mapper
-from jobs.training import Branch, Plan, default_cpus, fit
+from jobs.training import default_cpus, fit
+from jobs.training_plan import Branch, Plan
 from manet.checkpoint import load_model, save_branch
 from manet.config import Attention, NetworkConfig, TextSource, read_config
 from manet.images import PictureConfig
@@ -161,10 +162,12 @@ def run(config: Config) -> dict[str, Any]:
     config = config.model_copy(
         update={**decided, "size": network.pictures.size}
     )  # of --init where no flag says: claimed
-    if config.masks and _masks_fit(config, config.masks, fewshot) is False:
-        raise BadInputError(
-            f"--masks {config.masks}: of another few-shot set, or made otherwise; choose another folder for these"
-        )
+    if config.masks:
+        claim, _ = peek(open_store(config.masks))
+        if claim is not None and not _fits(claim, config, fewshot):
+            raise BadInputError(
+                f"--masks {config.masks}: of another few-shot set, or made otherwise; choose another folder for these"
+            )
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         with ray_session(config):
@@ -213,19 +216,17 @@ def _masks(config: Config, fewshot: Artifact) -> Artifact:
     uri = config.masks or f"{config.out.rstrip('/')}/masks"
     inputs = {"fewshot": fewshot.as_input()}
     build = lambda writer: build_masks(writer, fewshot, kind, source, config.max_rejects)  # noqa: E731
-    finished = peek(open_store(uri))[1] is not None
-    overwrite = config.overwrite and not config.masks and not (finished and _masks_fit(config, uri, fewshot))
+    claim, finished = peek(open_store(uri))
+    kept = finished is not None and claim is not None and _fits(claim, config, fewshot)
+    overwrite = config.overwrite and not config.masks and not kept
     nested = config.model_copy(update={"out": uri, "overwrite": overwrite})
     make(nested, name, inputs, build, claimed=CLAIMS[kind])
     return open_artifact(uri, name)
 
 
-def _masks_fit(config: Config, uri: str, fewshot: Artifact) -> bool | None:
-    """Whether the masks at `uri`, finished or not, are of these pictures and made as the flags say; None: there are none."""
+def _fits(claim: Claim, config: Config, fewshot: Artifact) -> bool:
+    """Whether masks, finished or not, are of these pictures and made as the flags say."""
     kind, _ = _teaching(config)
-    claim, _ = peek(open_store(uri))
-    if claim is None:
-        return None
     same = all(claim.config.get(flag) == getattr(config, flag) for flag in CLAIMS[kind])
     return same and claim.inputs.get("fewshot") == fewshot.sha256
 

@@ -18,7 +18,7 @@ from manet.errors import PictureError
 from manet.images import PictureConfig
 
 if TYPE_CHECKING:
-    from jobs.training import Plan
+    from jobs.training_plan import Plan
 
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from jobs.failures import why
 from jobs.stages import joint_losses
-from jobs.training import Plan
+from jobs.training_plan import Plan
 from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
 from manet.network import InitialWeights, JointStage, MANet, initial
