@@ -79,10 +79,12 @@ def _build(
 
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text())
     history = json.loads(opened["model"].read(opened["model"].parts("metrics.json")[0]))["history"]
+    rows = opened["comparison"].manifest.summary["table"]
     page = template.render(
         look=LOOK.read_text(),
         figures=opened["evaluation"].manifest.summary,
-        rows=opened["comparison"].manifest.summary["table"],
+        rows=rows,
+        whitened="whitened_map@7" in rows[0],
         index=opened["index"].manifest.summary,
         curves=_curves(history),
         queries=_query_rows(config, catalog, queries, opened),
@@ -94,18 +96,20 @@ def _build(
 
 
 def table_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The comparison as lines of text: network and features, descriptor, MAP@7, recall@1."""
+    """The comparison as lines of text: network and features, descriptor, MAP@7, recall@1; what whitening makes of it."""
+    whitened = "whitened_map@7" in rows[0]
     heads = ("network", "features", "descriptor", "MAP@7", "recall@1", "SR-MAC ahead by")
-    cells = [heads] + [
-        (r["network"], r["features"], r["descriptor"], f"{r['map@7']:.3f}", f"{r['recall@1']:.3f}", _ahead(r))
-        for r in rows
-    ]
-    widths = [max(len(str(row[column])) for row in cells) for column in range(len(heads))]
+    cells = [heads + ("whitened", "SR-MAC ahead by") * whitened]
+    for r in rows:
+        line = (r["network"], r["features"], r["descriptor"], f"{r['map@7']:.3f}", f"{r['recall@1']:.3f}", _ahead(r))
+        cells.append(line + ((f"{r['whitened_map@7']:.3f}", _ahead(r, "whitened_")) if whitened else ()))
+    widths = [max(len(str(row[column])) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
 
 
-def _ahead(row: dict[str, Any]) -> str:
-    return f"{row['behind']:+.3f} ({row['behind_low']:+.3f} to {row['behind_high']:+.3f})"
+def _ahead(row: dict[str, Any], prefix: str = "") -> str:
+    mean, low, high = (row[f"{prefix}behind{end}"] for end in ("", "_low", "_high"))
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _curves(history: Sequence[dict[str, Any]]) -> str:

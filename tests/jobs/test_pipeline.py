@@ -13,7 +13,7 @@ from tests.jobs.helpers import Done, assert_refused, scalars, summary_of
 pytestmark = pytest.mark.timeout(900)
 SMALL = (
     "--size", 96, "--set", "train.pseudo_masks=classical", "--set", "train.train_size=64", "--set", "train.epochs=1",
-    "--set", "train.saliency_epochs=1", "--set", "report.shown=6",
+    "--set", "train.saliency_epochs=1", "--set", "report.shown=6", "--set", "compare.whiten=16",
     "--set", "train.saliency_weights=pip:efficientnet-lite0",  # of the first training: the second has --init
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ def test_it_ends_with_a_table_and_the_report(piped: tuple[Path, Done]) -> None:
     last = done.stderr.splitlines()[-1]
     assert last == f"report: {out}/report/report.html"
     assert re.search(r"trained +attended +sr-mac", done.stderr)
-    assert "MAP@7" in done.stderr
+    assert re.search(r"MAP@7 .* whitened +SR-MAC ahead by", done.stderr)
 
 
 def test_training_says_its_epochs(piped: tuple[Path, Done]) -> None:
@@ -118,6 +118,8 @@ def test_the_report_stands_alone(piped: tuple[Path, Done]) -> None:
     assert len(page.addresses) >= 6 * 9  # a query, its saliency map, seven answers
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert "MAP@7" in " ".join(page.words)
+    rows = json.loads((out / "comparison" / "table.json").read_text())
+    assert {f"{row['whitened_map@7']:.3f}" for row in rows} <= set(page.words)
     assert "hit" in page.classes
 
 

@@ -169,6 +169,7 @@ function readAddress() {
   }
   setCategories(hash.getAll("category"));
   byId("k").value = hash.get("k") ?? "7";
+  if (!byId("k").value) byId("k").value = "7"; // a number that is not offered
   byId("rerank").checked = hash.get("rerank") !== "false";
   byId("fold").checked = hash.get("fold") !== "false";
   askItem(id);
