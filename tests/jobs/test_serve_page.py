@@ -176,6 +176,8 @@ def test_a_link_shows_the_same_search(browser: Browser, service: Service) -> Non
     titles = page.locator(".answer .title").all_inner_texts()
     other = _open(browser, page.url, faults)
     expect(other.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
+    other = _open(browser, f"{page.url}&k=9", faults)  # a number that is not offered: seven
+    expect(other.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
     page.get_by_role("button", name=re.compile("^More like answer 1")).click()
     expect(page.locator("#query-picture")).to_have_attribute("alt", titles[0])
     page.go_back()
