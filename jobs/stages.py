@@ -203,9 +203,11 @@ class _Saliency(Steps):
 
     def _losses(self, batch: Batch) -> Losses:
         saliency = self._seen(batch["pixels"])
+        if self._plan.branch == "saliency":  # its masks are its teacher's grey maps
+            grey = _like(batch["mask"], saliency)
+            dice = dice_loss(saliency[:, 0], binarise_at_mean(grey))
+            return {"loss": teacher_loss(saliency[:, 0], grey / 255), "dice_loss": dice}
         dice = _dice(saliency, batch)
-        if self._plan.branch == "saliency":
-            return {"loss": teacher_loss(saliency[:, 0], _like(batch["mask"], saliency) / 255), "dice_loss": dice}
         return {"loss": dice, "dice_loss": dice}
 
     def _figures(self, batch: Batch) -> dict[str, float]:
@@ -330,11 +332,11 @@ def _worker_count() -> int:
 
 
 def _dice(saliency_B1hw: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The saliency loss of a batch, against its masks binarised at their mean."""
-    return dice_loss(saliency_B1hw[:, 0], binarise_at_mean(_like(batch["mask"], saliency_B1hw)))
+    """The saliency loss of a batch, against Y at the branch's resolution."""
+    return dice_loss(saliency_B1hw[:, 0], (_like(batch["mask"], saliency_B1hw) > 127.5).float())
 
 
 def _like(mask: torch.Tensor, map_B1hw: torch.Tensor) -> torch.Tensor:
-    """Grey masks [B, S, S] at a branch's own resolution, [B, h, w]."""
+    """Masks [B, S, S] at a branch's own resolution, [B, h, w]."""
     size = map_B1hw.shape[-2:]
     return F.interpolate(mask[:, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[:, 0]

@@ -41,6 +41,7 @@ class Plan(BaseModel):
     weight_decay: float
     saliency_loss: float
     instance_loss: float
+    pasted: float
     frozen_stride: int
     balance: float
     patience: int

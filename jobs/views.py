@@ -43,13 +43,14 @@ def open_clock() -> Any:  # noqa: ANN401 - a handle of a Ray actor
 def stream_of(masks: Artifact, split: str, plan: "Plan", clock: Any) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
     """A Ray Data stream of one split: `pixels` [V, S, S, 3], `mask` [V, S, S], `label`, `picture` (its number in the split).
 
-    For training V augmented views, others in every epoch. For validation the picture as it is and, where the joint stage
+    A mask is Y, 0 or 255; for the training of one branch alone its teacher's grey map. For training V augmented views, others
+    in every epoch, and the parts in another order. For validation the picture as it is and, where the joint stage
     is trained, one augmented view, always the same.
     """
     import ray
 
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
-    rows = [{"part": part.name, "at": at} for at, part in enumerate(parts)]
+    rows = [{"at": at} for at in range(len(parts))]
     return ray.data.from_items(rows, override_num_blocks=len(parts)).map_batches(
         cast(Any, _decode),
         batch_size=1,
@@ -69,14 +70,20 @@ def _decode(
     import ray
     import torch
 
+    from manet.augment import binarised
+
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     cut = plan.branch == "text"  # letters are cut out, not made small
     size = plan.network.pictures.size if cut else plan.train_size
-    at = int(batch["at"][0])
-    draws = np.random.SeedSequence((plan.seed, ray.get(clock.get.remote()) if augment else 0, at))
+    split = "train" if augment else "val"
+    parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
+    epoch, at = ray.get(clock.get.remote()) if augment else 0, int(batch["at"][0])
+    if augment:  # the stream has one order: which part stands at each place of it is drawn anew for every epoch
+        at = int(np.random.default_rng((plan.seed, epoch)).permutation(len(parts))[at])
+    draws = np.random.SeedSequence((plan.seed, epoch, at))
     torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
-    part = next(part for part in masks.manifest.parts if part.name == batch["part"][0])
+    part = parts[at]
     rows = read_parquet(masks.read(part)).to_pylist()
     shown = np.arange(len(rows))
     if augment and plan.balance:
@@ -95,7 +102,8 @@ def _decode(
     if augment:
         kinds = [_augmented(pixels, grey, plan) for _ in range(plan.views)]
     else:
-        kinds = [(np.stack(pixels), np.stack(grey))]
+        masks_as_they_are = [binarised(mask) for mask in grey] if plan.branch == "all" else grey
+        kinds = [(np.stack(pixels), np.stack(masks_as_they_are))]
         kinds += [_augmented(pixels, grey, plan)] if plan.branch == "all" and plan.epochs else []
     return {
         "pixels": np.stack([pictures for pictures, _ in kinds], 1),
@@ -120,5 +128,5 @@ def _augmented(pixels: list[Any], grey: list[Any], plan: "Plan") -> tuple[Any, A
         views = [framed_view(*two) for two in zip(pixels, grey, strict=True)]
     else:
         others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
-        views = [consumer_view(*three) for three in zip(pixels, grey, others, strict=True)]
+        views = [consumer_view(*three, plan.pasted) for three in zip(pixels, grey, others, strict=True)]
     return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])

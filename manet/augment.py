@@ -9,8 +9,10 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from manet.losses import binarise_at_mean
+
 Array = np.ndarray[Any, np.dtype[Any]]
-MOVED = 0.3  # share of pictures whose product is put before another background
+_LEAST = 0.05  # of a picture that its mask must mark; with less of it the product would be gone
 
 
 @cache
@@ -44,17 +46,24 @@ def framed_view(rgb: Array, mask: Array) -> tuple[Array, Array]:
     return moved_together(rgb, mask, _framing(len(rgb)))
 
 
-def consumer_view(rgb: Array, mask: Array, other: Array) -> tuple[Array, Array]:
-    """A random view of a square picture and of its saliency mask; torch's random state decides.
+def consumer_view(rgb: Array, mask: Array, other: Array, pasted: float) -> tuple[Array, Array]:
+    """A random view of a square picture, and Y of it: the picture's own, moved with it. Torch's random state decides.
 
     Args:
         rgb: uint8 [S, S, 3].
         mask: grey saliency, uint8 [S, S].
-        other: another picture, uint8 [S, S, 3]: in `MOVED` of the cases the product is moved before a blurred piece of it.
+        other: another picture, uint8 [S, S, 3].
+        pasted: share of the views in which the product is cut out by its mask and stands before a blurred piece of the other.
     """
-    if torch.rand(()) < MOVED:
+    if torch.rand(()) < pasted and (mask > 127).mean() >= _LEAST:
         rgb = _before(rgb, mask, other)
-    return moved_together(rgb, mask, _transform(len(rgb)))
+    return moved_together(rgb, binarised(mask), _transform(len(rgb)))
+
+
+def binarised(mask: Array) -> Array:
+    """Y of a picture (METHOD.md "Training"): 255 where its grey map is greater than the map's own mean, else 0; uint8 [S, S]."""
+    salient = binarise_at_mean(torch.from_numpy(np.ascontiguousarray(mask))[None].float())[0]
+    return np.asarray(salient.numpy() * 255, np.uint8)
 
 
 def moved_together(rgb: Array, mask: Array, transform: v2.Compose) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
 """Pseudo-saliency: a grey map of where the product is, made without anybody's annotation.
 
-Source: METHOD.md "Training": any grey saliency map, binarised at its own mean (that is done in the loss).
+Source: METHOD.md "Training": any grey saliency map, binarised at its own mean (`manet.augment.binarised` does that).
 """
 
 from collections.abc import Callable

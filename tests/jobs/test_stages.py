@@ -23,7 +23,7 @@ PLAN: dict[str, Any] = {
     "branch": "all", "network": NetworkConfig(), "weights": InitialWeights(backbone="random", saliency="random"),
     "init": None, "train_rows": 100, "categories": ("a", "b"), "pictures": (80, 20), "train_size": 64,
     "saliency_epochs": 1, "epochs": 3, "batch_size": 4, "saliency_lr": 1e-3, "lr": 1e-3, "head_lr": 1e-3,
-    "weight_decay": 0, "saliency_loss": 0.7, "instance_loss": 1.3, "frozen_stride": 0, "balance": 0, "patience": 0,
+    "weight_decay": 0, "saliency_loss": 0.7, "instance_loss": 1.3, "pasted": 0.3, "frozen_stride": 0, "balance": 0, "patience": 0,
     "precision": "float32", "seed": 0, "workers": 1, "workers_min": 1, "worker_cpus": 1, "worker_gpus": 0, "retries": 0,
 }  # fmt: skip
 

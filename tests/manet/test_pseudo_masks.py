@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from manet.augment import consumer_view, framed_view
+from manet.augment import binarised, consumer_view, framed_view
 from manet.config import NetworkConfig
 from manet.errors import WeightsError
 from manet.losses import binarise_at_mean
@@ -69,7 +69,7 @@ def test_views_move_picture_and_mask_together() -> None:
     torch.manual_seed(0)
     backgrounds = set()
     for _ in range(20):
-        view, mask = consumer_view(rgb, disc, other)
+        view, mask = consumer_view(rgb, disc, other, 0.3)
         assert view.shape == (96, 96, 3)
         assert view.dtype == mask.dtype == np.uint8
         redness = view[..., 0].astype(int) - view[..., 1]
@@ -80,6 +80,32 @@ def test_views_move_picture_and_mask_together() -> None:
         if outside.sum() > 50:
             backgrounds.add(bool(view[outside].mean() < 150))
     assert backgrounds == {True, False}  # some before the other picture, some as they were
+
+
+def test_a_product_is_put_elsewhere_only_where_its_mask_finds_it() -> None:
+    """As often as is asked for; never by a mask that marks next to nothing, which would leave the other picture alone."""
+    rgb = np.full((96, 96, 3), 230, np.uint8)
+    other = np.full((96, 96, 3), (10, 60, 10), np.uint8)
+    empty, half = np.zeros((2, 96, 96), np.uint8)
+    empty[:4, :4] = 255
+    half[:, 40:] = 255
+    torch.manual_seed(0)
+    for mask, pasted, moved in ((half, 1.0, 12), (half, 0.0, 0), (empty, 1.0, 0)):
+        views = [consumer_view(rgb, mask, other, pasted)[0] for _ in range(12)]
+        assert sum((view.max(2) < 110).mean() > 0.1 for view in views) == moved
+
+
+def test_y_is_of_the_picture_and_not_of_the_view() -> None:
+    """A crop within the product is salient all over, also where the grey map is less bright."""
+    ramp = np.zeros((96, 96), np.uint8)
+    ramp[:, 20:] = np.linspace(200, 255, 76).astype(np.uint8)
+    assert set(np.unique(binarised(ramp))) == {0, 255}
+    assert not binarised(np.full((8, 8), 77, np.uint8)).any()
+    torch.manual_seed(0)
+    black = np.zeros((96, 96, 3), np.uint8)
+    views = [consumer_view(black, ramp, black, 0.0)[1] for _ in range(20)]
+    assert set(np.unique(views)) == {0, 255}
+    assert any((view == 255).all() for view in views)
 
 
 def test_a_framed_view_keeps_its_map_and_its_ground() -> None:
