@@ -6,7 +6,8 @@ One pass over the pictures for each network: its feature maps are computed once 
 (`backbone`, F), after it (`attended`, X~), and with one part of the attention changed (`no-text`, `other-saliency`, ...: see
 `manet.names.Features`). Answers come from exact search, so the table compares descriptors and nothing else. `behind` says
 by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same queries, with the 95% bootstrap interval of that
-paired difference. With --whiten the columns `whitened_...` hold MAP@7 of the same rows whitened, each by what is learned on
+paired difference over resampled queries; `behind_product_low` and `_high` are that over resampled products, wider where products
+have several queries. With --whiten the columns `whitened_...` hold MAP@7 of the same rows whitened, each by what is learned on
 the gallery's descriptors of that row; by how much that is a gain; and `behind` among whitened rows, each with its interval.
 With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes OUT/NETWORK/{gallery,queries} (resumable, as
 `extract`), `table.json`, `table.csv` and `table.png`.
@@ -52,6 +53,7 @@ PLAIN: tuple[DescriptorName, ...] = (
     "gem@backbone",
     "crow@backbone",
     "r-mac@backbone",
+    "r-mac-global@backbone",
     "ra-mac@backbone",
     "grmac@backbone",
 )
@@ -86,6 +88,8 @@ COLUMNS = (
     "behind",
     "behind_low",
     "behind_high",
+    "behind_product_low",
+    "behind_product_high",
     "whitened_map@7",
     "whitened_gain",
     "whitened_gain_low",
@@ -93,6 +97,8 @@ COLUMNS = (
     "whitened_behind",
     "whitened_behind_low",
     "whitened_behind_high",
+    "whitened_behind_product_low",
+    "whitened_behind_product_high",
 )
 
 
@@ -132,11 +138,29 @@ def run(config: Config) -> dict[str, Any]:
     models = {name: open_model(uri) for name, uri in given.items() if uri}
     if _network(models["trained"]).attention == "none":
         raise BadInputError(f"--model {config.model}: was trained without attention; give it as --plain")
-    if config.plain and (attention := _network(models["plain"]).attention) != "none":
-        raise BadInputError(f"--plain {config.plain}: was trained with attention {attention}; give one without")
+    _check_alike(config, {name: _network(model) for name, model in models.items()})
     inputs = {"catalog": gallery.source, "queries": queries.source}
     inputs |= {name: model.as_input() for name, model in models.items()}
     return make(config, "comparison", inputs, partial(_build, config, gallery, queries, models))
+
+
+def _check_alike(config: Config, networks: dict[str, NetworkConfig]) -> None:
+    """Refuse what would not compare one thing.
+
+    Raises:
+        BadInputError: a plain network that learned with attention, or one for pictures of another size.
+    """
+    if plain := networks.get("plain"):
+        if plain.attention != "none":
+            raise BadInputError(
+                f"--plain {config.plain}: was trained with attention {plain.attention}; give one without"
+            )
+        if plain.text != "none":
+            raise BadInputError(f"--plain {config.plain}: was trained with text attention; give one of --text none")
+    sizes = {name: network.pictures.size for name, network in networks.items()}
+    if not config.size and len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {size} px" for name, size in sizes.items())
+        raise BadInputError(f"the models are for pictures of different sizes ({told}); give --size, the same for all")
 
 
 def _network(model: Artifact) -> NetworkConfig:
@@ -205,12 +229,17 @@ def _add_distance_behind(
     own = max(i for i, row in enumerate(rows) if (row["features"], row["descriptor"]) == ("attended", "sr-mac"))
     for row, ranked in zip(rows, rankings, strict=True):
         row.update(_difference(f"{prefix}behind", rankings[own], ranked, relevant))
+        row.update(_difference(f"{prefix}behind_product", rankings[own], ranked, relevant, by_product=True))
+        del row[f"{prefix}behind_product"]  # the same difference
 
 
-def _difference(name: str, ranked: Ranking, other: Ranking, relevant: dict[str, list[str]]) -> dict[str, float]:
+def _difference(
+    name: str, ranked: Ranking, other: Ranking, relevant: dict[str, list[str]], *, by_product: bool = False
+) -> dict[str, float]:
     """MAP@7 of `ranked` less that of `other`, and the 95% interval."""
     names = (name, f"{name}_low", f"{name}_high")
-    return dict(zip(names, (round(x, 6) for x in paired_interval(ranked, other, relevant, K)), strict=True))
+    found = paired_interval(ranked, other, relevant, K, by_product=by_product)
+    return dict(zip(names, (round(x, 6) for x in found), strict=True))
 
 
 def _describe(

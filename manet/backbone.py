@@ -43,9 +43,10 @@ def at_most(rgb: Tensor, size: int) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """F = ReLU(last convolutional feature map), [B, K, H, W], from RGB in [0, 1].
+    """F: the last convolutional feature map after its activation, [B, K, H, W], from RGB in [0, 1].
 
-    R-MAC and its kin need activations >= 0; where a network ends in another activation, what is below 0 is cut.
+    That is ReLU as METHOD.md has it for most networks, for EfficientNet-Lite ReLU6. R-MAC and its kin need activations >= 0;
+    where a network ends in another activation, what is below 0 is cut. Pooling behind the last convolution (VGG) is left out.
     """
 
     def __init__(self, name: str) -> None:
@@ -73,13 +74,17 @@ class Backbone(nn.Module):
 
 
 def _channels(name: str, net: nn.Module) -> int:
-    """K, found by a small picture: `num_features` is the classifier's input, which for VGG is not F's depth.
+    """K, found by a small picture: `num_features` is the classifier's input, which for VGG is not F's depth. VGG's layers behind
+    F are taken off.
 
     Raises:
         InputError: the network ends in no feature map [B, K, H, W].
     """
     if hasattr(net, "pre_logits"):
         net.pre_logits = nn.Identity()  # VGG's two large layers between F and its classifier
+    features = getattr(net, "features", None)
+    if isinstance(features, nn.Sequential) and isinstance(features[-1], nn.MaxPool2d):
+        features[-1] = nn.Identity()  # and its pooling behind the last convolution
     training = net.training
     try:
         with torch.no_grad():

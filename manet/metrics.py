@@ -94,6 +94,8 @@ def paired_interval(
     other: Mapping[str, Sequence[str]],
     relevant: Mapping[str, Collection[str]],
     k: int = 7,
+    *,
+    by_product: bool = False,
 ) -> tuple[float, float, float]:
     """MAP@k of `ranked` less that of `other` over the same queries: the mean, and its 95% bootstrap interval.
 
@@ -101,6 +103,8 @@ def paired_interval(
         ranked, other: query id -> its answers, best first.
         relevant: query id -> the ids that answer it.
         k: answers that are looked at.
+        by_product: whether products are resampled rather than queries: all queries with the same relevant ids together. The
+            interval then tells of other products; the plain one tells of other photographs of these.
     """
     differences = np.array(
         [
@@ -108,13 +112,26 @@ def paired_interval(
             for query, ids in relevant.items()
         ]
     )
-    low, high = bootstrap_interval(differences)
+    low, high = bootstrap_interval(differences, products_of(relevant) if by_product else None)
     return float(differences.mean()), low, high
 
 
-def bootstrap_interval(scores: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of the mean over resampled queries, seeded."""
+def products_of(relevant: Mapping[str, Collection[str]]) -> list[int]:
+    """A number for each query: the same one for queries with the same relevant ids."""
+    numbers: dict[frozenset[str], int] = {}
+    return [numbers.setdefault(frozenset(ids), len(numbers)) for ids in relevant.values()]
+
+
+def bootstrap_interval(scores: np.ndarray, groups: Sequence[int] | None = None, seed: int = 0) -> tuple[float, float]:
+    """95% percentile interval of the mean over resampled scores, seeded; with groups (0, 1, ... for each score), over resampled
+    groups, whose scores stay together: the cluster bootstrap.
+    """
+    places = np.arange(len(scores)) if groups is None else np.asarray(groups)
+    sums, counts = np.bincount(places, scores), np.bincount(places)
     rng = np.random.default_rng(seed)
-    means = [scores[rng.integers(0, len(scores), len(scores))].mean() for _ in range(BOOTSTRAPS)]
+    means = []
+    for _ in range(BOOTSTRAPS):
+        drawn = rng.integers(0, len(sums), len(sums))
+        means.append(sums[drawn].sum() / counts[drawn].sum())
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

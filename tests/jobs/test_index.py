@@ -211,12 +211,16 @@ def test_compare_describes_as_extract_does(
     assert all(0 <= row["map@7"] <= 1 and row["map@7_low"] <= row["map@7_high"] for row in rows.values())
     header = (tmp_path / "table" / "table.csv").read_text().splitlines()[0]
     assert header.startswith("network,features,descriptor,map@7")
-    assert header.endswith("whitened_behind_high")
+    assert header.endswith("whitened_behind_product_high")
     for path in sorted(descriptors.glob("part-*.parquet")):
         other = pq.read_table(tmp_path / "table" / "trained" / "gallery" / path.name)
         assert pq.read_table(path)["descriptor"].to_pylist() == other["descriptor_sr-mac"].to_pylist()
     own = rows["attended", "sr-mac"]
-    assert own["whitened_behind"] == 0
+    assert own["behind"] == own["whitened_behind"] == 0
+    for row in rows.values():
+        assert row["behind"] == pytest.approx(own["map@7"] - row["map@7"], abs=2e-6)
+        assert row["behind_low"] <= row["behind"] <= row["behind_high"]
+    assert any(row["behind"] != 0 for row in rows.values())
     assert own["whitened_gain"] == pytest.approx(own["whitened_map@7"] - own["map@7"], abs=2e-6)
     index = ("index", "--descriptors", descriptors, "--whiten", 24, "--out", tmp_path / "white")
     assert summary_of(manet(*index))["whiten_power"] == 0.5
@@ -237,6 +241,11 @@ def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Pat
     assert_refused(manet(*flags, "--model", plain), 2, "was trained without attention")
     assert_refused(manet(*flags, "--model", model, "--fuse", model), 2, "--fuse: give --baseline too")
     assert_refused(manet(*flags, "--model", model, "--plain", model), 2, "--plain", "was trained with attention s*f")
+    config["network"]["pictures"]["size"] += 32
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    larger = commit(tmp_path / "larger", "model", files)
+    assert_refused(manet(*flags, "--model", model, "--plain", larger), 2, "different sizes", "give --size")
+    config["network"]["pictures"]["size"] -= 32
     config["network"] |= {"backbone": "lcnet_035", "attention": "s*f"}
     torch.manual_seed(0)
     save_model(tmp_path / "other", MANet(NetworkConfig(**config["network"])))

@@ -1,18 +1,21 @@
 """What a step computes: over several workers, and how a run's epochs are chosen."""
 
 import functools
+import itertools
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray.train.torch
 import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from torch import nn
 
 from jobs.failures import why
-from jobs.stages import joint_losses
+from jobs.stages import Part, joint_losses, stage_of
 from jobs.training_plan import Plan
 from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
@@ -82,6 +85,35 @@ def test_two_workers_have_the_gradients_of_one(tmp_path: Path, monkeypatch: pyte
     assert np.mean([each["loss"] for each in found]) == pytest.approx(loss, rel=1e-12)
     for each in found:
         np.testing.assert_allclose(each["gradients"] / scale, wanted / scale, atol=1e-9)
+
+
+class _Shard:
+    """One batch, again and again."""
+
+    def iter_torch_batches(self, **_: object) -> Iterator[dict[str, torch.Tensor]]:
+        batch = _batch(slice(0, ROWS))
+        views = {name: batch[name].reshape(ROWS, 2, *batch[name].shape[1:]) for name in ("pixels", "mask")}
+        yield from itertools.repeat({**views, "label": batch["label"][::2], "picture": batch["picture"]}, 5)
+
+
+def test_text_is_bit_equal_after_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the joint stage: the text branch's weights and statistics stay as they were, the others learn."""
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)  # of a run of Ray Train
+    torch.manual_seed(0)
+    config = NetworkConfig(classes=3, saliency_size=64, text="efficientnet-lite0", pictures=PictureConfig(size=64))
+    network = initial(config, InitialWeights(backbone="random", saliency="random", text="random"))
+    plan = Plan(**{**PLAN, "network": config, "train_rows": 2 * ROWS, "weight_decay": 0.1})
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    part = Part()
+    stage = stage_of(network, plan, 1, 1, torch.device("cpu"), {})
+    stage.train_epoch(1, _Shard(), lambda _: None, part, lambda _: None)
+    assert part.steps == 2
+    after = network.state_dict()
+    text = [name for name in before if name.startswith("text.")]
+    assert len(text) > 100
+    assert all(torch.equal(before[name], after[name]) for name in text)
+    for branch in ("backbone", "saliency", "head"):
+        assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(branch))
 
 
 def test_descriptors_are_float32_in_bfloat16_too() -> None:

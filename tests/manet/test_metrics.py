@@ -52,7 +52,7 @@ def test_the_interval_covers_the_mean_of_most_samples() -> None:
     rng = np.random.default_rng(0)
     inside = 0
     for seed in range(100):
-        low, high = bootstrap_interval(rng.random(60), seed)
+        low, high = bootstrap_interval(rng.random(60), seed=seed)
         inside += low <= 0.5 <= high
     assert 85 <= inside <= 100
 
@@ -66,6 +66,19 @@ def test_the_paired_interval_knows_which_is_better() -> None:
     assert 0.4 < low < 0.5 < high < 0.6
     assert paired_interval(half, half, relevant) == (0, 0, 0)
     assert paired_interval({}, good, relevant) == (-1, -1, -1)
+
+
+def test_resampled_products_keep_their_queries_together() -> None:
+    """Ten photos of a product that are all found or all missed say no more than one of them."""
+    relevant = {f"{product}-{photo}": {f"{product}"} for product in range(20) for photo in range(10)}
+    found = {query: [query.split("-")[0]] for query in relevant}
+    half = {query: answers if int(answers[0]) % 2 else [] for query, answers in found.items()}
+    by_query = paired_interval(found, half, relevant)
+    by_product = paired_interval(found, half, relevant, by_product=True)
+    once = {query: ids for query, ids in relevant.items() if query.endswith("-0")}
+    assert by_product == pytest.approx(paired_interval(found, half, once))
+    assert by_query[0] == by_product[0] == 0.5
+    assert by_product[2] - by_product[1] > 2.5 * (by_query[2] - by_query[1])
 
 
 def test_pairs_are_ranked_like_lists() -> None:
