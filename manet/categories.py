@@ -424,13 +424,14 @@ def select(labels: Array, per_category: int = 800, seed: int = 0) -> Array:
 def split(labels: Array, groups: Sequence[str], seed: int, validation: float = 0.2) -> Array:
     """True for the rows of the validation split, stratified by label; deterministic under the seed.
 
-    Rows of one group (pictures of one product, or with one description) never straddle the splits where a label has
-    groups enough (five); where it has fewer, its rows are split one by one. Groups are taken in random order while they
-    fit, so a label's share is below `validation` by at most its smallest group left out. A label with two rows or more
-    has rows in both splits.
+    Rows of one group (pictures of one product, or with one description) never straddle the splits, also where they have several
+    labels, but for labels of fewer than five groups, whose rows are split one by one. Groups are taken in random order while
+    they fit, so a label's share is below `validation` by at most its smallest group left out. A label with two rows or more
+    has rows in both splits, unless other labels have decided over all of its groups.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
+    decided: dict[str, bool] = {}
     names = np.asarray(groups, object)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -439,11 +440,13 @@ def split(labels: Array, groups: Sequence[str], seed: int, validation: float = 0
         if len(units) < 5:
             held[rng.permutation(rows)[:wanted]] = True
             continue
-        taken = np.zeros(len(units), bool)
+        taken = np.array([decided.get(unit, False) for unit in units])
+        free = np.array([unit not in decided for unit in units])
         for unit in rng.permutation(len(units)):
-            if sizes[taken].sum() + sizes[unit] <= wanted:
+            if free[unit] and sizes[taken].sum() + sizes[unit] <= wanted:
                 taken[unit] = True
-        if not taken.any():
-            taken[np.argmin(sizes)] = True
+        if free.any() and not taken.any():
+            taken[np.argmin(np.where(free, sizes, len(labels)))] = True
+        decided.update(zip(units, taken.tolist(), strict=True))
         held[rows[taken[unit_of_row]]] = True
     return held

@@ -80,5 +80,9 @@ def test_split_is_stratified_and_keeps_products_together() -> None:
         sides.setdefault((group, label), set()).add(side)
     assert all(len(found) == 1 for found in sides.values())
     np.testing.assert_array_equal(held, split(labels, groups, seed=0))
+    shared = [f"{row % 50 // 2}" for row in range(100)]  # every product has two titles, of two labels
+    held = split(np.repeat([0, 1], 50), shared, seed=0)
+    assert {shared[row] for row in np.flatnonzero(held)}.isdisjoint(shared[row] for row in np.flatnonzero(~held))
+    assert 0.14 <= held[:50].mean() == held[50:].mean() <= 0.2
     two = split(np.zeros(2, int), ["a", "a"], seed=0)
     assert sorted(two.tolist()) == [False, True]
