@@ -229,7 +229,7 @@ class ArtifactWriter:
         elif overwrite:
             writer._start_over()
         numbers = version_numbers(store)
-        writer.manifest = _read_manifest(store, numbers[-1])[0] if numbers else None
+        writer.manifest = read_version(store, numbers[-1])[0] if numbers else None
         return writer
 
     @property
@@ -290,10 +290,15 @@ class ArtifactWriter:
         """Write the manifest over the receipts of `units`, if no other run has.
 
         Raises:
-            JobFailedError: another run committed this folder first.
+            JobFailedError: another run committed this folder first, or another command overwrote it.
         """
         parts = [part for receipt in self.receipts(units) for part in receipt.parts]
         manifest = self._manifest(parts, summary, code)
+        standing = _read_json(self.store, CLAIM, Claim)
+        if standing is None or standing.sha256 != self.claim_sha256:
+            raise JobFailedError(
+                f"{self.store.uri('')}: another command took this folder meanwhile; nothing is committed"
+            )
         try:
             self.store.write_if_absent(MANIFEST, manifest_bytes(manifest))
         except AlreadyExistsError:
@@ -417,7 +422,7 @@ def peek(store: Store) -> tuple[Claim | None, Manifest | None]:
         if not numbers:
             return claim, None
         with contextlib.suppress(ObjectMissingError):  # pruned meanwhile: there is a newer one
-            return claim, _read_manifest(store, numbers[-1])[0]
+            return claim, read_version(store, numbers[-1])[0]
     return claim, None
 
 
@@ -429,7 +434,7 @@ def manifests(store: Store) -> tuple[Claim | None, list[Manifest]]:
         ObjectMissingError: a version was pruned meanwhile.
     """
     claim = _read_json(store, CLAIM, Claim)
-    return claim, [_read_manifest(store, number)[0] for number in version_numbers(store)]
+    return claim, [read_version(store, number)[0] for number in version_numbers(store)]
 
 
 def open_artifact(uri: str, kind: str, version: int = 0) -> Artifact:
@@ -446,7 +451,7 @@ def open_artifact(uri: str, kind: str, version: int = 0) -> Artifact:
         later = [int(entry.name[-10:-5]) for entry in store.list(f"{VERSIONS}/manifest-")]
         number = version or max(later, default=1)
         try:
-            manifest, sha256 = _read_manifest(store, number)
+            manifest, sha256 = read_version(store, number)
             break
         except ObjectMissingError:
             if version or number == 1:
@@ -464,8 +469,13 @@ def open_artifact(uri: str, kind: str, version: int = 0) -> Artifact:
     return Artifact(store=store, manifest=manifest, sha256=sha256)
 
 
-def _read_manifest(store: Store, number: int) -> tuple[Manifest, str]:
-    """A version's manifest, held against its own checksum, and the sha256 of its file."""
+def read_version(store: Store, number: int) -> tuple[Manifest, str]:
+    """A version's manifest, held against its own checksum, and the sha256 of its file.
+
+    Raises:
+        ObjectMissingError: there is no such version.
+        IntegrityError: it differs from its own checksum.
+    """
     name = version_name(number)
     raw = store.read(name)
     manifest = _parse(raw, Manifest, store.uri(name))
@@ -477,10 +487,12 @@ def _read_manifest(store: Store, number: int) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(raw).hexdigest()
 
 
-def finished_unit(store: Store, unit: str) -> Receipt | None:
-    """A unit's receipt, when it stands and its files are whole."""
+def finished_unit(store: Store, unit: str, *, claim: str = "") -> Receipt | None:
+    """A unit's receipt, when it stands, its files are whole, and it was not written under another claim than `claim`."""
     receipt = _read_json(store, f"{RECEIPTS}/{unit}.json", Receipt)
-    return receipt if receipt is not None and _is_whole(store, receipt) else None
+    if receipt is None or (claim and receipt.claim not in {"", claim}):
+        return None
+    return receipt if _is_whole(store, receipt) else None
 
 
 def _put(store: Store, name: str, blob: Blob) -> Part:
@@ -549,6 +561,8 @@ def _parse(raw: bytes, model: type[_Model], where: str) -> _Model:
 
 def _refuse_foreign(store: Store) -> None:
     for entry in store.list():
+        if not entry.size and (not entry.name or entry.name.endswith("/")):
+            continue  # what a console makes to show an empty folder
         raise BadInputError(
             f"{store.uri('')} is not empty and no job has claimed it (it holds {entry.name}); choose an empty --out"
         )

@@ -9,6 +9,7 @@ ClusterError
 |   |-- RetryableStoreError    throttled, timed out, reset, 5xx, and still so after all retries
 |   `-- PermanentStoreError    denied, wrong secret, no such bucket, read-only folder, disk full
 |       |-- ObjectMissingError
+|       |-- ObjectDeniedError  one object that is not given, by a store that answers
 |       `-- AlreadyExistsError a put-if-absent that found something
 |-- IntegrityError             size, checksum or rows differ from what a manifest says (exit 1)
 `-- JobFailedError             too many rejects, a lost race for a commit, training that failed (exit 1)
@@ -50,6 +51,10 @@ class PermanentStoreError(StoreError):
 
 class ObjectMissingError(PermanentStoreError):
     """No such object."""
+
+
+class ObjectDeniedError(PermanentStoreError):
+    """This one object is not given: denied, archived, or of a name that none can have. The store itself answers."""
 
 
 class AlreadyExistsError(PermanentStoreError):

@@ -1,6 +1,7 @@
 """Buckets as stores, through boto3. Keys, region and endpoint come from the usual places (AWS_*, profiles)."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing_extensions import override
 from cluster.errors import (
     AlreadyExistsError,
     BadInputError,
+    ObjectDeniedError,
     ObjectMissingError,
     PermanentStoreError,
     RetryableStoreError,
@@ -29,6 +31,8 @@ BACKOFF_S = 0.2  # doubled at each attempt, up to MAX_BACKOFF_S
 MAX_BACKOFF_S = 5.0
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+_DENIED = {"AccessDenied", "InvalidObjectState", "KeyTooLongError"}  # of one object; keys that are wrong say so
+_BEHIND_THE_END = {"416", "InvalidRange"}
 _PRESENT = {"412", "PreconditionFailed"}
 _TRANSIENT = {
     "409", "ConditionalRequestConflict", "OperationAborted",
@@ -37,6 +41,8 @@ _TRANSIENT = {
     "RequestTimeout", "RequestTimeoutException", "RequestTimeTooSkewed",
     "500", "502", "503", "504", "InternalError", "InternalFailure", "ServiceUnavailable", "IncompleteBody",
 }  # fmt: skip
+_THROTTLED = re.compile(r"\brequest rate\b|\brate limit|\brate exceeded", re.IGNORECASE)  # of a 403's message
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
 _ADVICE = {
     "SignatureDoesNotMatch": "wrong secret: check AWS_SECRET_ACCESS_KEY",
     "InvalidAccessKeyId": "unknown key: check AWS_ACCESS_KEY_ID",
@@ -45,6 +51,7 @@ _ADVICE = {
     "NoSuchBucket": "no such bucket",
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is not valid: check AWS_SESSION_TOKEN",
+    "InvalidObjectState": "the object is archived: restore it first",
 }
 
 _Result = TypeVar("_Result")
@@ -69,11 +76,13 @@ class S3Store(Store):
         """The store of `s3://bucket/prefix`.
 
         Raises:
-            BadInputError: no bucket is named.
+            BadInputError: no bucket is named, or none can have this name.
         """
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
             raise BadInputError(f"{uri}: no bucket is named; write s3://bucket/prefix")
+        if not _BUCKET.fullmatch(bucket):
+            raise BadInputError(f"{uri}: no bucket can be named {bucket!r}; write s3://bucket/prefix")
         return cls(bucket, prefix.strip("/"))
 
     @override
@@ -101,7 +110,12 @@ class S3Store(Store):
 
         def get(s3: "S3Client", key: str) -> bytes:
             wanted = {"Range": span} if ranged else {}
-            reply = s3.get_object(Bucket=self.bucket, Key=key, **wanted)  # type: ignore[arg-type]
+            try:
+                reply = s3.get_object(Bucket=self.bucket, Key=key, **wanted)  # type: ignore[arg-type]
+            except s3.exceptions.ClientError as error:
+                if error.response.get("Error", {}).get("Code") in _BEHIND_THE_END:
+                    return b""  # as of a file; an empty object has no range at all
+                raise
             data = reply["Body"].read()
             if len(data) != reply["ContentLength"]:
                 raise _ShortBodyError(f"{len(data)} of {reply['ContentLength']} bytes came")
@@ -132,7 +146,7 @@ class S3Store(Store):
         self._call(name, lambda s3, key: s3.download_file(self.bucket, key, str(path)))  # whole or not at all
 
     @override
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, links: bool = True) -> Iterator[Entry]:
         base = f"{self.prefix}/" if self.prefix else ""
         token = ""
         while True:
@@ -257,7 +271,7 @@ def _from_code(error: Any, where: str) -> StoreError:  # noqa: ANN401 - botocore
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     message = str(error.response.get("Error", {}).get("Message", ""))
-    throttled = status == "403" and "rate" in message.lower()
+    throttled = status == "403" and _THROTTLED.search(message)
     if code in _TRANSIENT or status in {"429", "500", "502", "503", "504"} or throttled:
         return RetryableStoreError(
             f"{where}: the store is busy ({code or status}) after {ATTEMPTS} attempts; try again later"
@@ -266,7 +280,8 @@ def _from_code(error: Any, where: str) -> StoreError:  # noqa: ANN401 - botocore
         return ObjectMissingError(f"{where}: no such object")
     if code in _PRESENT:
         return AlreadyExistsError(f"{where}: there is one already")
-    return PermanentStoreError(f"{where}: {_ADVICE.get(code) or f'{code} {message}'.strip() or f'HTTP {status}'}")
+    kind = ObjectDeniedError if code in _DENIED else PermanentStoreError
+    return kind(f"{where}: {_ADVICE.get(code) or f'{code} {message}'.strip() or f'HTTP {status}'}")
 
 
 def _line(error: Exception) -> str:
@@ -274,7 +289,11 @@ def _line(error: Exception) -> str:
 
 
 def arrow_s3() -> Any:  # noqa: ANN401 - pyarrow.fs.S3FileSystem, imported lazily
-    """pyarrow's S3 filesystem with the credentials, region and endpoint that boto3 finds."""
+    """pyarrow's S3 filesystem with the region and endpoint that boto3 finds, and keys that last.
+
+    Keys with a session token end within hours, and who pickles the filesystem would hand them to nodes that have their own:
+    then no keys are given, and Arrow finds each node's by its own chain.
+    """
     import boto3
     import pyarrow.fs
 
@@ -284,10 +303,9 @@ def arrow_s3() -> Any:  # noqa: ANN401 - pyarrow.fs.S3FileSystem, imported lazil
         raise PermanentStoreError("s3: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     frozen = keys.get_frozen_credentials()
     endpoint = _client().meta.endpoint_url
+    lasting = {} if frozen.token else {"access_key": frozen.access_key, "secret_key": frozen.secret_key}
     return pyarrow.fs.S3FileSystem(
-        access_key=frozen.access_key,
-        secret_key=frozen.secret_key,
-        session_token=frozen.token,
+        **lasting,
         region=session.region_name or "us-east-1",
         endpoint_override=None if "amazonaws.com" in endpoint else endpoint,
     )

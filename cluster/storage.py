@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import stat
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,13 +15,26 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
 from typing_extensions import override
 
-from cluster.errors import AlreadyExistsError, BadInputError, ObjectMissingError, PermanentStoreError
+from cluster.errors import (
+    AlreadyExistsError,
+    BadInputError,
+    ObjectDeniedError,
+    ObjectMissingError,
+    PermanentStoreError,
+    RetryableStoreError,
+)
 
 _TEMPORARY = ".tmp-"  # prefix of files that are not finished; never listed
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED,
+    errno.ENOTCONN,
+}  # fmt: skip
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -80,8 +94,8 @@ class Store(ABC):
         """Bring an object to a local path, whole or not at all."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """All objects whose names start with `prefix`, by name."""
+    def list(self, prefix: str = "", *, links: bool = True) -> Iterator[Entry]:
+        """All objects whose names start with `prefix`, by name; on disk those in linked folders too, unless `links` is False."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -209,25 +223,34 @@ class LocalStore(Store):
             temporary.replace(path)
 
     @override
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        return self._walk(prefix, temporary=False)
+    def list(self, prefix: str = "", *, links: bool = True) -> Iterator[Entry]:
+        return self._walk(prefix, temporary=False, links=links)
 
     @override
     def unfinished(self) -> Iterator[Entry]:
-        return self._walk("", temporary=True)
+        return self._walk("", temporary=True, links=False)
 
-    def _walk(self, prefix: str, *, temporary: bool) -> Iterator[Entry]:
-        folder = self.root / prefix.rpartition("/")[0]
-        with _explained(folder):
-            for parent, folders, files in os.walk(folder):
-                folders.sort()
-                for file in sorted(files):
-                    path = Path(parent, file)
-                    name = path.relative_to(self.root).as_posix()
-                    if name.startswith(prefix) and file.startswith(_TEMPORARY) == temporary:
-                        with contextlib.suppress(FileNotFoundError):
-                            found = path.stat()
-                            yield Entry(name, found.st_size, found.st_mtime)
+    def _walk(self, prefix: str, *, temporary: bool, links: bool) -> Iterator[Entry]:
+        """A folder's files by name, then its folders' by name. A link that leads nowhere is listed, with the size of nothing."""
+        waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(self.root / prefix.rpartition("/")[0], frozenset())]
+        while waiting:
+            folder, above = waiting.pop()
+            with _explained(folder):
+                try:
+                    here = folder.stat()
+                    files, folders = _sorted_folder(folder, links=links)
+                except (FileNotFoundError, NotADirectoryError):  # nobody made it, or it is gone meanwhile
+                    continue
+            seen = above | {(here.st_dev, here.st_ino)}
+            if len(seen) == len(above):  # a link to a folder that it lies in
+                continue
+            for path in files:
+                name = path.relative_to(self.root).as_posix()
+                if name.startswith(prefix) and path.name.startswith(_TEMPORARY) == temporary:
+                    with contextlib.suppress(ObjectMissingError), _explained(path):
+                        found = path.lstat() if _leads_nowhere(path) else path.stat()
+                        yield Entry(name, 0 if stat.S_ISLNK(found.st_mode) else found.st_size, found.st_mtime)
+            waiting += [(path, seen) for path in reversed(folders)]
 
     @override
     def delete(self, name: str) -> None:
@@ -240,8 +263,25 @@ class LocalStore(Store):
         return self.root / name
 
 
+def _sorted_folder(folder: Path, *, links: bool) -> tuple[list[Path], list[Path]]:
+    """Files and folders in a folder, each by name; linked folders are folders if `links` says so, else they are left out."""
+    files, folders = [], []
+    with os.scandir(folder) as found:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            path = Path(entry.path)
+            if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+                files.append(path)
+            elif links or not entry.is_symlink():
+                folders.append(path)
+    return files, folders
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
 def _check_name(name: str) -> None:
-    if name.startswith("/") or ".." in name.split("/"):
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise BadInputError(f"{name!r} is not a name inside a folder")
 
 
@@ -278,14 +318,15 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise ObjectMissingError(f"{path}: no such file") from None
     except (IsADirectoryError, NotADirectoryError):
-        raise PermanentStoreError(f"{path}: a file is in the way of a folder, or the reverse; choose another") from None
+        raise ObjectDeniedError(f"{path}: a file is in the way of a folder, or the reverse; choose another") from None
     except PermissionError:
-        raise PermanentStoreError(f"{path}: permission denied; choose a folder that you may write") from None
+        raise ObjectDeniedError(f"{path}: permission denied; see to its rights, or choose another") from None
     except OSError as error:
         advice = {errno.EROFS: "choose a folder that can be written", errno.ENOSPC: "free some space"}
-        raise PermanentStoreError(
-            f"{path}: {error.strerror}; {advice.get(error.errno or 0, 'check the disk')}"
-        ) from None
+        line = f"{path}: {error.strerror}; {advice.get(error.errno or 0, 'check the disk')}"
+        if error.errno in _PASSING:
+            raise RetryableStoreError(line) from None
+        raise (ObjectDeniedError if error.errno in _OF_THE_NAME else PermanentStoreError)(line) from None
 
 
 def open_store(uri: str | Path) -> Store:
@@ -295,15 +336,15 @@ def open_store(uri: str | Path) -> Store:
         BadInputError: no store has this scheme.
     """
     text = str(uri)
-    scheme = urlparse(text).scheme if "://" in text else ""
-    if not text:
-        raise BadInputError("an empty path names no folder")
+    scheme, _, rest = text.partition("://") if "://" in text else ("", "", text)
+    if not text or "\0" in text:
+        raise BadInputError(f"{text!r} names no folder")
     if scheme == "s3":
         from cluster.s3 import S3Store
 
         return S3Store.at(text)
     if scheme == "file":
-        return LocalStore(Path(unquote(urlparse(text).path)))
+        return LocalStore(Path(unquote("/" + rest.partition("/")[2])))
     if scheme:
         raise BadInputError(f"{text}: {scheme}:// is not supported; use a path, file:// or s3://")
     return LocalStore(Path(os.path.abspath(Path(text).expanduser())))  # noqa: PTH100 - resolve() would follow links
@@ -314,6 +355,8 @@ def split_uri(uri: str) -> tuple[Store, str]:
     head, slash, name = uri.rstrip("/").rpartition("/")
     if not name:
         raise BadInputError(f"{uri!r} names no file")
+    if uri.startswith("file://"):
+        name = unquote(name)
     return _cached_store(head if slash and head else "/" if slash else "."), name
 
 
@@ -322,14 +365,15 @@ def _cached_store(uri: str) -> Store:
     return open_store(uri)
 
 
-def read_uri(uri: str) -> bytes:
-    """All bytes of the object at an absolute URI or a path.
+def read_uri(uri: str, *, most: int | None = None) -> bytes:
+    """All bytes of the object at an absolute URI or a path, or its first `most`.
 
     Raises:
         ObjectMissingError: no such object.
+        ObjectDeniedError: it is there, and not given.
     """
     store, name = split_uri(uri)
-    return store.read(name)
+    return store.read(name, length=most)
 
 
 def resolve_uri(uri: str, base: str) -> str:

@@ -14,6 +14,7 @@ _Item = TypeVar("_Item")
 TICK_S = 1.0  # s between two looks at a stream that gives nothing
 REPORT_S = 2.0  # s between two reports of a worker to the board
 SILENT_S = 30.0  # s after which a worker's last report is no longer believed
+FULL = 1.0  # of an actor pool: every actor holds the units that it may, so another one would help
 STEP_S = 0.05  # s between two steps of Ray Data's scheduler: work comes in units of seconds
 
 
@@ -48,6 +49,8 @@ def configure_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray's own bound, 1.75, counts units that wait in actors beyond those that they work at: ours hold none, and would never grow
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = FULL
     callbacks = cast(list[type], context.custom_execution_callback_classes)
     if Paced not in callbacks:
         callbacks.append(Paced)

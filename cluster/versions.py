@@ -21,11 +21,14 @@ from cluster.artifact import (
     Receipt,
     manifest_bytes,
     open_artifact,
+    read_version,
     version_name,
     version_numbers,
 )
 from cluster.errors import AlreadyExistsError, BadInputError, LostRaceError, ObjectMissingError
 from cluster.storage import Store
+
+PARENT = "parent"  # among the inputs of a version: the one that it was made from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,10 @@ class Change:
 
 
 def commit_version(base: Artifact, change: Change) -> Artifact:
-    """Write the version after `base`, if no other writer has.
+    """Write the version after `base`, if no other writer has; its inputs name `base` as its parent.
 
     Raises:
-        LostRaceError: another writer was first; its version stands.
+        LostRaceError: another writer was first, or `base` is no more what the folder holds.
     """
     number = base.manifest.number + 1
     manifest = Manifest(
@@ -53,17 +56,45 @@ def commit_version(base: Artifact, change: Change) -> Artifact:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=dict(change.config),
         code=dict(change.code),
-        inputs=dict(change.inputs),
+        inputs={**change.inputs, PARENT: base.as_input()},
         parts=change.parts,
         summary=dict(change.summary),
     )
     raw = manifest_bytes(manifest)
     name = version_name(number)
+    lost = f"{base.store.uri(name)}: another writer was first"
+    if not _stands(base):
+        raise LostRaceError(f"{lost}, version {base.manifest.number} is gone")
     try:
         base.store.write_if_absent(name, raw)
     except AlreadyExistsError:
-        raise LostRaceError(f"{base.store.uri(name)}: another writer made version {number} first") from None
-    return Artifact(store=base.store, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+        raise LostRaceError(f"{lost} with version {number}") from None
+    made = Artifact(store=base.store, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+    if not _is_newest(made):
+        base.store.delete(name)
+        raise LostRaceError(f"{lost} with later versions")
+    return made
+
+
+def _stands(artifact: Artifact) -> bool:
+    try:
+        return read_version(artifact.store, artifact.manifest.number)[1] == artifact.sha256
+    except ObjectMissingError:
+        return False
+
+
+def _is_newest(made: Artifact) -> bool:
+    """Whether a version that was just put is the newest, or the parent of the next: the number of a version that was pruned
+    meanwhile is free to take, but no reader would ever see what takes it.
+    """
+    number = made.manifest.number
+    if max(version_numbers(made.store), default=0) == number:
+        return True
+    try:
+        later = read_version(made.store, number + 1)[0]
+    except ObjectMissingError:
+        return False
+    return PARENT in later.inputs and later.inputs[PARENT].sha256 == made.sha256
 
 
 def list_versions(uri: str, kind: str) -> list[Artifact]:

@@ -251,7 +251,8 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except click.ClickException as error:
         return _fail(2, error.format_message() + "; see --help", debug)
     except (KeyboardInterrupt, click.Abort):
-        return _fail(1, "stopped; the same command continues where it was", debug)
+        same = "the same command without --overwrite" if "--overwrite" in arguments else "the same command"
+        return _fail(1, f"stopped; {same} continues where it was", debug)
     except Exception as error:
         return _explain(error, debug)
     return 0

@@ -33,7 +33,7 @@ from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.plotting import table_png
 from jobs.postprocessing import SAMPLE
-from jobs.querying import relevant_ids
+from jobs.querying import DescribedConfig, relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.config import CONFIG, NetworkConfig, read_config
 from manet.errors import InputError
@@ -211,7 +211,7 @@ def _build(
         "table.csv": Blob(data=_csv(rows), rows=len(rows)),
         "table.png": Blob(data=table_png(rows)),
     }
-    put_unit(writer.store, "table", blobs)
+    put_unit(writer.store, "table", blobs, claim=writer.claim_sha256)
     return ["table"], {"table": [{key: row[key] for key in COLUMNS if key in row} for row in rows]}
 
 
@@ -245,15 +245,14 @@ def _difference(
 def _describe(
     config: Config, network: str, name: str, table: Table, model: Artifact, names: tuple[DescriptorName, ...]
 ) -> Artifact:
-    nested = config.model_copy(update={"out": f"{config.out.rstrip('/')}/{network}/{name}"})
+    out = f"{config.out.rstrip('/')}/{network}/{name}"
+    nested = DescribedConfig.of(config, out, names, overwrite=config.overwrite)
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         say(f"compare: {network} network, {name}")
         return unit_names(table, config), describe_into(writer, table, model, config, names=names)
 
-    make(
-        nested, "descriptors", {"catalog": table.source, "model": model.as_input()}, build, claimed=config.describing()
-    )
+    make(nested, "descriptors", {table.kind: table.source, "model": model.as_input()}, build)
     return open_artifact(nested.out, "descriptors")
 
 

@@ -41,7 +41,7 @@ class JobConfig(SessionConfig):
     out: str
     """Folder of the artifact to write: a local path or s3://bucket/prefix."""
     overwrite: bool = how(False)
-    """Drop what another command left in --out."""
+    """Drop what stands in --out, of this command too: leave it out to go on with a run that was stopped."""
 
     def claimed(self) -> list[str]:
         """Names of the fields that decide what is in the artifact."""

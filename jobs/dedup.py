@@ -24,7 +24,7 @@ from jobs.config import JobConfig
 from jobs.inputs import cache_folder
 from jobs.make import make
 from jobs.parquet import parquet_bytes, read_parquet
-from jobs.querying import dead_rows, open_index, open_searcher
+from jobs.querying import dead_rows, open_index, worker_searcher
 
 GROUPS = pa.schema([("image_id", pa.string()), ("group", pa.string())])
 _BATCH = 256  # pictures looked up at once
@@ -61,13 +61,16 @@ def _build(config: Config, index: Artifact, writer: ArtifactWriter) -> tuple[lis
             meter.advance(rows)
     groups = joined(pairs)
     table = pa.table([list(groups), list(groups.values())], schema=GROUPS)
-    put_unit(writer.store, "groups", {"groups.parquet": Blob(data=parquet_bytes(table), rows=len(table))})
+    blob = Blob(data=parquet_bytes(table), rows=len(table))
+    put_unit(writer.store, "groups", {"groups.parquet": blob}, claim=writer.claim_sha256)
     return ["groups"], {"pictures": len(groups), "groups": len(set(groups.values())), "threshold": config.threshold}
 
 
 def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
     """Pairs of near-duplicates whose first is in one shard, and the shard's rows."""
-    searcher = open_searcher(index, nprobe=config.nprobe, threads=1, expand=0)
+    searcher = worker_searcher(
+        index, nprobe=config.nprobe, folded=False, expand=0
+    )  # groups that it has are found again
     name = part.name.removesuffix(".faiss")
     by_name = {each.name: index.local(each, cache_folder()) for each in index.parts(f"{name}.") if each != part}
     ids = read_parquet(by_name[f"{name}.ids.parquet"], ["image_id"])["image_id"].to_pylist()
@@ -76,10 +79,10 @@ def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
     pairs: Pairs = []
     for start in range(0, len(live), _BATCH):
         rows = live[start : start + _BATCH]
-        found = searcher.search(vectors[rows], config.neighbours + 1, stored=True)
-        for row, hits in zip(rows, found, strict=True):
-            near = (hit.image_id for hit in hits if hit.score >= config.threshold)
-            pairs += [(ids[row], other) for other in near if other != ids[row]]
+        names = [ids[row] for row in rows]
+        found = searcher.search(vectors[rows], config.neighbours, stored=True, own=names)
+        for name, hits in zip(names, found, strict=True):
+            pairs += [(name, hit.image_id) for hit in hits if hit.score >= config.threshold]
     return part.rows, pairs
 
 

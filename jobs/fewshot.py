@@ -65,8 +65,7 @@ def _build(config: Config, table: Table, writer: ArtifactWriter) -> tuple[list[s
     labels = assign(texts, categories)
     rows = select(labels, config.per_category, config.seed)
     groups = catalog["product_id"].to_pylist() if "product_id" in catalog.column_names else texts
-    held = split(labels[rows], [group or text for group, text in zip(np.take(groups, rows), np.take(texts, rows), strict=True)],
-                 config.seed, config.validation)  # fmt: skip
+    held = split(labels[rows], [groups[row] or texts[row] for row in rows], config.seed, config.validation)
     order = np.random.default_rng(config.seed).permutation(len(rows))
     blobs = {}
     for name, wanted in zip(SPLITS, (False, True), strict=True):
@@ -75,7 +74,7 @@ def _build(config: Config, table: Table, writer: ArtifactWriter) -> tuple[list[s
         blobs[f"{name}-00000.parquet"] = Blob(data=parquet_bytes(part), rows=part.num_rows)
     counts = np.bincount(labels[rows], minlength=len(categories))
     blobs["categories.json"] = Blob(data=_json(config, categories, counts, labels))
-    put_unit(writer.store, "fewshot", blobs)
+    put_unit(writer.store, "fewshot", blobs, claim=writer.claim_sha256)
     summary = {
         "categories": len(categories),
         "asked": config.categories,

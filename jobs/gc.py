@@ -14,13 +14,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.artifact import CLAIM, RECEIPTS, VERSIONS, Claim, Manifest, Receipt, manifests, version_name
 from cluster.errors import BadInputError
 from cluster.storage import Entry, Store, open_store, resolve_uri
 from cluster.telemetry import say
-from jobs.parquet import read_parquet
 from jobs.streaming import PARTS
 
 NAMED = 10  # orphans that are named
@@ -43,7 +43,7 @@ class Config(BaseModel):
 def run(config: Config) -> dict[str, Any]:
     """Look, and remove with --delete; returns what there is."""
     store = open_store(config.out)
-    names = [entry.name for entry in store.list()]
+    names = [entry.name for entry in store.list(links=False)]  # what lies behind a link is not this folder's to remove
     roots = sorted(name.removesuffix(CLAIM) for name in names if name == CLAIM or name.endswith(f"/{CLAIM}"))
     if not roots:
         raise BadInputError(f"{store.uri('')}: no job has claimed this folder or one below it")
@@ -80,7 +80,7 @@ def _orphans(store: Store, inner: tuple[str, ...], config: Config) -> list[Entry
         BadInputError: it was written to a moment ago.
     """
     claim, versions = manifests(store)
-    there = [entry for entry in store.list() if not entry.name.startswith(inner)]
+    there = [entry for entry in store.list(links=False) if not entry.name.startswith(inner)]
     left = [entry for entry in store.unfinished() if not entry.name.startswith(inner)]
     newest = max((entry.modified for entry in (*there, *left)), default=0.0)
     hours = (time.time() - newest) / 3600
@@ -114,6 +114,11 @@ def _claimed(store: Store, claim: Claim | None, versions: list[Manifest], there:
         here = store.uri("").rstrip("/") + "/"
         for name in sorted(parts):
             if name.endswith(".parquet") and store.exists(name):
-                table = read_parquet(store.read(name))
-                for uri in table["uri"].to_pylist() if "uri" in table.column_names else []:
+                for uri in _uris(store, name):
                     yield resolve_uri(uri, f"{here}{name}").removeprefix(here)
+
+
+def _uris(store: Store, name: str) -> list[str]:
+    """URIs in a table, read alone: packed pictures beside them may be any size."""
+    file = pq.ParquetFile(store.open(name))
+    return file.read(columns=["uri"])["uri"].to_pylist() if "uri" in file.schema_arrow.names else []

@@ -24,18 +24,18 @@ import pyarrow.parquet as pq
 from pydantic import field_validator
 
 from cluster.artifact import MANIFEST, ArtifactWriter, Blob, Input, put_unit
-from cluster.errors import BadInputError, ObjectMissingError
+from cluster.errors import BadInputError, IntegrityError, JobFailedError, ObjectMissingError
 from cluster.session import ray_session
 from cluster.storage import open_store, resolve_uri, split_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter, say
 from jobs.config import JobConfig
-from jobs.inputs import Kind, open_table
+from jobs.inputs import Kind, holds_bytes, open_table
 from jobs.make import make
 from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
 from jobs.parquet import parquet_bytes, read_parquet
 from manet.errors import InputError
-from manet.tables import check_catalog, check_queries
+from manet.tables import CATALOG, QUERIES, check_catalog, check_queries
 
 PART_ROWS = 100_000
 _Given = TypeVar("_Given")
@@ -72,6 +72,8 @@ def run(config: Config) -> dict[str, Any]:
         return _run_tar(config)
     if form == "artifact":
         standing = open_table(config.source, config.kind, "--source")
+        if standing.packed:
+            raise _packed_source(config)
         table, digest = standing.read(), standing.source.sha256
     elif form == "folder":
         table, digest = _folder(config), ""
@@ -82,6 +84,7 @@ def run(config: Config) -> dict[str, Any]:
     checked = check(table, f"--source {config.source}")
     if not checked.num_rows:
         raise BadInputError(f"--source {config.source}: no pictures found ({', '.join(PICTURES)})")
+    _check_uris(config, checked["uri"].to_pylist())
     digest = digest or hashlib.sha256(parquet_bytes(checked)).hexdigest()
     inputs = {"source": Input(uri=config.source, sha256=digest)}
     if config.pack:
@@ -89,18 +92,47 @@ def run(config: Config) -> dict[str, Any]:
     return make(config, config.kind, inputs, partial(_write, config.kind, checked))
 
 
+def _packed_source(config: Config) -> BadInputError:
+    return BadInputError(
+        f"--source {config.source}: it holds its pictures' bytes already, extract reads it as it is; "
+        "to write another catalog, give what it was made of"
+    )
+
+
+def _check_uris(config: Config, uris: list[str]) -> None:
+    """Every URI is of a store that there is.
+
+    Raises:
+        BadInputError: the first that is not.
+    """
+    for row, uri in enumerate(uris):
+        try:
+            split_uri(uri)
+        except BadInputError as error:
+            raise BadInputError(f"--source {config.source}: row {row} ({uri}): {error}") from None
+
+
 def _pack(config: Config, table: pa.Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
     starts = {f"{index:05d}": start for index, start in enumerate(range(0, table.num_rows, PACK_ROWS))}
+    store, claim = writer.store, writer.claim_sha256
 
     def work(given: tuple[str, bytes]) -> int:
-        return pack_rows(writer.store, given[0], read_parquet(given[1]))["rows"]
+        return pack_rows(store, given[0], read_parquet(given[1]), claim=claim)["rows"]
 
     def given_to(
         unit: str,
     ) -> tuple[str, bytes]:  # a task gets its rows alone: a slice would bring the whole table along
         return unit, parquet_bytes(table.slice(starts[unit], PACK_ROWS))
 
-    return _packed(config, writer, list(starts), given_to, work)
+    names, summary = _packed(config, writer, list(starts), given_to, work)
+    for unit, receipt in zip(names, writer.receipts(names), strict=True):
+        wanted = min(PACK_ROWS, table.num_rows - starts[unit])
+        if receipt.counts["rows"] != wanted:
+            raise IntegrityError(
+                f"{store.uri('')}: part {unit} holds {receipt.counts['rows']:g} rows for {wanted} pictures; "
+                f"delete receipts/{unit}.json and run the same command again"
+            )
+    return names, summary
 
 
 def _run_tar(config: Config) -> dict[str, Any]:
@@ -116,15 +148,20 @@ def _run_tar(config: Config) -> dict[str, Any]:
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         units = {f"{index:05d}": uri for index, uri in enumerate(shards)}
+        store, claim = writer.store, writer.claim_sha256
         names, summary = _packed(
             config,
             writer,
             list(units),
             lambda unit: (unit, units[unit]),
-            lambda given: pack_tar(writer.store, *given)["rows"],
+            lambda given: pack_tar(store, *given, claim=claim)["rows"],
         )
-        files = [pq.ParquetFile(writer.store.open(f"catalog-{unit}.parquet")) for unit in names]
+        files = [pq.ParquetFile(store.open(f"catalog-{unit}.parquet")) for unit in names]
         ids = [name for file in files for name in file.read(columns=["image_id"])["image_id"].to_pylist()]
+        if len(ids) != summary["rows"]:
+            raise IntegrityError(
+                f"{store.uri('')}: the parts hold {len(ids)} rows for {summary['rows']} pictures; run again with --overwrite"
+            )
         check_ids(ids, f"--source {config.source}")
         if not ids:
             raise BadInputError(f"--source {config.source}: the shards hold no pictures ({', '.join(PICTURES)})")
@@ -140,7 +177,11 @@ def _packed(
     given_to: Callable[[str], tuple[str, _Given]],
     work: Callable[[tuple[str, _Given]], int],
 ) -> tuple[list[str], dict[str, Any]]:
-    """Parts that are not there yet, one task each; `given_to` makes what the task of a unit is given."""
+    """Parts that are not there yet, one task each; `given_to` makes what the task of a unit is given.
+
+    Raises:
+        JobFailedError: none of the pictures can be read.
+    """
     done = writer.finished()
     todo = [unit for unit in units if unit not in done]
     if todo:
@@ -148,20 +189,25 @@ def _packed(
             for _ in run_tasks(work, map(given_to, todo)):
                 meter.advance(1)
     receipts = writer.receipts(units)
-    counts = {key: int(sum(receipt.counts[key] for receipt in receipts)) for key in ("rows", "unread")}
+    keys = ("rows", "unread", "passed_over")
+    counts = {key: int(sum(receipt.counts.get(key, 0) for receipt in receipts)) for key in keys}
+    if counts["passed_over"]:
+        say(f"ingest: {counts['passed_over']} members of the shards are neither pictures nor descriptions: passed over")
+    if counts["rows"] and counts["unread"] == counts["rows"]:
+        raise JobFailedError(
+            f"--source {config.source}: none of its {counts['rows']} pictures can be read; mend their URIs or the rights to "
+            "read them, and run with --overwrite"
+        )
     return units, {**counts, "packed": True}
 
 
 def _write(kind: Kind, table: pa.Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
     units = []
     for index, start in enumerate(range(0, table.num_rows, PART_ROWS)):
-        part = table.slice(start, PART_ROWS)
-        put_unit(
-            writer.store,
-            f"{index:05d}",
-            {f"{kind}-{index:05d}.parquet": Blob(data=parquet_bytes(part), rows=part.num_rows)},
-        )
-        units.append(f"{index:05d}")
+        part, unit = table.slice(start, PART_ROWS), f"{index:05d}"
+        blob = Blob(data=parquet_bytes(part), rows=part.num_rows)
+        put_unit(writer.store, unit, {f"{kind}-{unit}.parquet": blob}, claim=writer.claim_sha256)
+        units.append(unit)
     return units, {"rows": table.num_rows}
 
 
@@ -175,10 +221,10 @@ def _guess(config: Config) -> Format:
         return "tar"
     if not name.endswith(".csv"):
         return "artifact" if open_store(config.source).exists(MANIFEST) else "folder"
-    head = _read(config.source)[:4096].decode("utf-8-sig", "replace").splitlines()[:1]
-    if head and head[0].lower().startswith("validation image id,"):
+    head = next(_lines(_read(config.source)[:4096]))[1].lower()
+    if head.startswith("validation image id,"):
         return "validation-csv"
-    return "table" if head and "uri" in head[0].lower().split(",") else "training-csv"
+    return "table" if "uri" in head.split(",") else "training-csv"
 
 
 def _read(uri: str) -> bytes:
@@ -206,11 +252,15 @@ def _folder(config: Config) -> pa.Table:
 
 
 def _table(config: Config, data: bytes) -> pa.Table:
+    is_text = {field.name: field.type for field in (*CATALOG, *QUERIES) if pa.types.is_string(field.type)}
+    options = pyarrow.csv.ConvertOptions(column_types=is_text, strings_can_be_null=True, null_values=[""])
     try:
         is_csv = config.source.lower().endswith(".csv")
-        table = pyarrow.csv.read_csv(pa.BufferReader(data)) if is_csv else read_parquet(data)
+        table = pyarrow.csv.read_csv(pa.BufferReader(data), convert_options=options) if is_csv else read_parquet(data)
     except pa.ArrowInvalid as error:
         raise BadInputError(f"--source {config.source}: not a table: {str(error).splitlines()[0]}") from None
+    if holds_bytes(table.schema):
+        raise _packed_source(config)
     if "uri" not in table.column_names:
         raise InputError(f"--source {config.source}: no column 'uri'; it has {', '.join(table.column_names)}")
     uris = [_absolute(config, uri) if uri else uri for uri in table["uri"].to_pylist()]
@@ -267,8 +317,9 @@ def _image(config: Config, name: str) -> str:
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, without its byte-order mark."""
-    yield from enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1)
+    """Numbered lines of a text file, without its byte-order mark; only a line feed ends one, not what Unicode adds."""
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1):
+        yield number, line.removesuffix("\r")
 
 
 _PARSERS: dict[str, Callable[[Config, bytes], pa.Table]] = {

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from cluster.artifact import Artifact, Input, open_artifact, sha256_of
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import resolve_uri, split_uri
-from manet.tables import check_catalog, check_queries
+from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
 
 Kind = Literal["catalog", "queries"]
 BYTES = "bytes"  # column of a packed table: a picture's file, null where it could not be fetched
 _ID_COLUMN: dict[str, str] = {"catalog": "image_id", "queries": "query_id"}
+_SCHEMA: dict[str, pa.Schema] = {"catalog": CATALOG, "queries": QUERIES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,28 @@ class Table:
         return sum(file.rows for file in self.files)
 
     def read(self, start: int = 0, stop: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """Rows start..stop and columns (all by default, but pictures packed in the table), checked; `uri` made absolute."""
+        """Rows start..stop and columns (all by default, but pictures packed in the table); `uri` made absolute.
+
+        Raises:
+            InputError: a column is of a type that cannot be made the kind's.
+        """
         stop = self.rows if stop is None else stop
         pieces, first = [], 0
         for file in self.files:
             low, high = max(start, first), min(stop, first + file.rows)
             if low < high:
-                pieces.append(_read_rows(file.uri, low - first, high - first, columns))
+                pieces.append(self._typed(file, _read_rows(file.uri, low - first, high - first, columns)))
             first += file.rows
-        table = pa.concat_tables(pieces) if pieces else _read_rows(self.files[0].uri, 0, 0, columns)
+        table = (
+            pa.concat_tables(pieces)
+            if pieces
+            else self._typed(self.files[0], _read_rows(self.files[0].uri, 0, 0, columns))
+        )
         return _absolute_uris(table, self.files[0].uri)
+
+    def _typed(self, file: TableFile, rows: pa.Table) -> pa.Table:
+        """Rows of a file with the types of the kind's columns: its files are checked at opening, but not made alike."""
+        return typed(rows, _SCHEMA[self.kind], file.uri)
 
     def sources(self, start: int, stop: int) -> list[tuple[str, str, bytes | None]]:
         """(id, absolute uri, bytes) of the pictures in rows start..stop; bytes where the table holds them, else None."""
@@ -65,7 +78,7 @@ class Table:
     @property
     def packed(self) -> bool:
         """Whether the table holds the pictures' bytes themselves (`ingest --pack`)."""
-        return BYTES in _parquet(self.files[0].uri).schema_arrow.names
+        return holds_bytes(_parquet(self.files[0].uri).schema_arrow)
 
     def pictures(self, start: int, stop: int) -> list[tuple[str, str]]:
         """(id, absolute uri) of the pictures in rows start..stop."""
@@ -102,8 +115,16 @@ def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Tab
         raise BadInputError(f"{flag} {uri}: the table has no rows")
     # a committed catalog was checked when it was made: reading all of it again would keep a large gallery waiting
     read = files[:1] if kind == "catalog" and not uri.endswith(".parquet") else files
-    check(pa.concat_tables([_whole(file.uri) for file in read], promote_options="permissive"), f"{flag} {uri}")
+    where = f"{flag} {uri}"
+    whole = [typed(_whole(file.uri), _SCHEMA[kind], where) for file in read]
+    check(pa.concat_tables(whole, promote_options="permissive"), where)
     return table
+
+
+def holds_bytes(schema: pa.Schema) -> bool:
+    """Whether a table of this schema holds the pictures' own bytes; a column of that name may be anything else, as a size."""
+    kind = schema.field(BYTES).type if BYTES in schema.names else pa.null()
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _footer_rows(uri: str, flag: str) -> int:

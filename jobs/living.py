@@ -5,6 +5,7 @@ it starts again from the winner's version, and keeps the files that still fit. K
 was; the same command again ends in the same version as an undisturbed one.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +18,14 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from cluster.artifact import Artifact, Blob, Input, Part, open_artifact, put_unit
-from cluster.errors import BadInputError, IntegrityError, JobFailedError, LostRaceError, ObjectMissingError
+from cluster.errors import (
+    BadInputError,
+    IntegrityError,
+    JobFailedError,
+    LostRaceError,
+    ObjectMissingError,
+    PermanentStoreError,
+)
 from cluster.session import SessionConfig, ray_session
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
@@ -27,7 +35,7 @@ from jobs.inputs import cache_folder
 from jobs.make import code
 from jobs.parquet import parquet_bytes, read_parquet
 from jobs.postprocessing import processed
-from jobs.querying import dead_rows, open_index, read_ids
+from jobs.querying import QuerySpec, dead_rows, open_index, query_dim, query_spec, read_descriptors, read_ids
 from jobs.sharding import (
     DescriptorRows,
     ShardRows,
@@ -39,7 +47,7 @@ from jobs.sharding import (
     shard_summary,
     trained_quantizer,
 )
-from jobs.tuning import MEASURED, TUNED, Tuning, TuningConfig, check_tuned, open_queries, tuning_files
+from jobs.tuning import EXACT, MEASURED, TUNED, Tuning, TuningConfig, check_tuned, open_queries, tuning_files
 from jobs.tuning import tune as measure
 
 TOMBSTONES = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
@@ -120,9 +128,14 @@ def add(config: AddConfig) -> dict[str, Any]:
     ids = pa.concat_tables([source(part)[0].select(["image_id"]) for part in parts])["image_id"].combine_chunks()
     if len(pc.unique(ids)) != len(ids):
         raise BadInputError(f"--descriptors {new.uri}: an image_id stands in two rows")
+    dim = read_descriptors(new, parts[0])[1].shape[1]
+    spec = QuerySpec.of(new) if "model" in new.manifest.inputs else None
+    _check_described(open_index(config.index), f"--descriptors {new.uri}", dim, spec)  # before any Ray work
+    details = [source.catalog.source.uri, source.catalog.source.sha256] if source.catalog else []
     made: dict[str, str] = {}  # trained quantizer (and base) -> prefix of the shards that were filled for it
 
     def change(base: Artifact) -> Change | None:
+        _check_described(base, f"--descriptors {new.uri}", dim, spec)
         added = {
             name: given
             for name, given in base.manifest.inputs.items()
@@ -138,7 +151,7 @@ def add(config: AddConfig) -> dict[str, Any]:
             )
         trained = quantizer_of(base)
         kind = trained.sha256 + (base.sha256 if base.manifest.summary.get("augment") else "")  # what shards depend on
-        prefix = made.setdefault(kind, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows))
+        prefix = made.setdefault(kind, _prefix("shard", base, new.sha256, trained.sha256, config.shard_rows, details))
         limit = shard_limit(config.shard_rows, base.manifest.summary["factory"])
         shards = cut_shards(parts, limit, prefix)
         rows_of = processed(base, source, present["image_id"].to_pylist())
@@ -188,7 +201,9 @@ def delete(config: DeleteConfig) -> dict[str, Any]:
 
 
 def compact(config: CompactConfig) -> dict[str, Any]:
-    """Rewrite shards that are small or have many deleted rows; retrain when new pictures have drifted away."""
+    """Rewrite shards that are small or have many deleted rows; retrain when new pictures have drifted away, or when so many
+    rows would be given another factory.
+    """
 
     def change(base: Artifact) -> Change | None:
         dead = dead_rows(base)
@@ -197,16 +212,22 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         errors = _errors(base)
         baseline = base.manifest.summary["quantization_error"]
         drift = max(errors.values(), default=0.0) / baseline if baseline else 1.0
-        retrain = drift > config.max_drift
-        limit = shard_limit(config.shard_rows, base.manifest.summary["factory"])
+        factory, reason = _factory(base, sum(live.values()))
+        other = factory != base.manifest.summary["factory"]
+        retrain = other or drift > config.max_drift
+        limit = shard_limit(config.shard_rows, factory)
         chosen = every if retrain else _worn(every, live, config, limit)
         if not chosen:
             return None
         rows_of = ShardRows(base, dead)
         trained, others = quantizer_of(base), list(base.manifest.parts)
-        prefix = _prefix("shard", base, json.dumps([part.sha256 for part in chosen]), config.shard_rows, retrain)
+        training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
+        made_of = json.dumps([part.sha256 for part in chosen])
+        prefix = _prefix("shard", base, made_of, config.shard_rows, training if retrain else "")
         if retrain:
-            trained = _retrain(base, rows_of, chosen, config, prefix)
+            unit = f"trained-{prefix.partition('-')[2]}"
+            left = [part.model_copy(update={"rows": live[part.name]}) for part in chosen]
+            trained = trained_quantizer(base.store, unit, rows_of, left, training).parts[0]
             others = [part for part in others if part.name != quantizer_of(base).name] + [trained]
         shards = cut_shards([part for part in chosen if live[part.name]], limit, prefix, live)
         receipts = build_shards(base.store, trained, base.manifest.summary["dim"], rows_of, shards, "index compact")
@@ -224,11 +245,10 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         }
         if retrain:
             summary["quantization_error"] = shard_summary(receipts)["quantization_error"]
-        tuning = _tuned_again(base, parts, config.seed)
-        if tuning is not None:
-            summary |= tuning.summary()
-            parts = _retold(base, parts, tuning, summary)
-        return _change(base, parts, config, summary)
+        if other:
+            summary |= {"factory": factory, "reason": reason, "action": f"compact {len(chosen)} shards into {factory}"}
+        tuning = _tuned_again(base, parts, summary, config.seed)
+        return _change(base, parts, config, summary, tuning=tuning)
 
     said = _apply(config, change)
     check_tuned(said)
@@ -241,11 +261,11 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
     def change(base: Artifact) -> Change | None:
         tuning = measure(base, config, queries, seed=config.seed)
-        if tuning is None or _known(base, tuning):
+        given = {"queries": queries.source if queries else None}
+        if tuning is None or (_known(base, tuning) and base.manifest.inputs.get("queries") == given["queries"]):
             return None
-        summary = {**tuning.summary(), "action": f"tune to {config.recall_target:g}"}
-        given = {"queries": queries.source} if queries else {}
-        return _change(base, _retold(base, list(base.manifest.parts), tuning, summary), config, summary, given)
+        summary = {"action": f"tune to {config.recall_target:g}"}
+        return _change(base, list(base.manifest.parts), config, summary, given, tuning)
 
     said = _apply(config, change)
     check_tuned(said)
@@ -292,7 +312,7 @@ def _apply(config: IndexConfig, change: Callable[[Artifact], Change | None]) -> 
                     return _said(base)
                 return _said(commit_version(base, wanted))
             except LostRaceError as error:
-                say(f"{error}; starting again from it")
+                say(f"{error}; starting again from the newest")
             except (ObjectMissingError, IntegrityError):
                 if open_index(config.index).manifest.number == base.manifest.number:
                     raise  # not a version that was pruned under us
@@ -309,16 +329,30 @@ def _change(
     parts: list[Part],
     config: IndexConfig,
     summary: Mapping[str, Any],
-    new: Mapping[str, Input] | None = None,
+    inputs: Mapping[str, Input | None] | None = None,
+    tuning: Tuning | None = None,
 ) -> Change:
-    """The next version; what was measured of the last one is left out, unless `summary` measured it again."""
+    """The next version, with a report of its own; what was measured of the last one is left out.
+
+    Args:
+        base: the version before.
+        parts: files of the next one; report and plot of the last are left out.
+        config: the command.
+        summary: what is other than in `base`.
+        inputs: what the command read; None: what the last version read under that name is dropped.
+        tuning: what was measured of the next version.
+    """
     fields: dict[str, Any] = json.loads(config.model_dump_json())
     kept = {name: value for name, value in base.manifest.summary.items() if name not in MEASURED}
+    now = {**kept, **summary}
+    if now["factory"] == "Flat":
+        now = {name: value for name, value in now.items() if name not in ("nprobe", "refine")} | EXACT
+    read = {**base.manifest.inputs, **(inputs or {})}
     return Change(
-        parts=tuple(parts),
+        parts=tuple(_retold(base, parts, now, tuning)),
         config=fields,
-        inputs={**base.manifest.inputs, "parent": base.as_input(), **(new or {})},
-        summary={**kept, **summary},
+        inputs={name: given for name, given in read.items() if given is not None},
+        summary=now | (tuning.summary() if tuning else {}),
         code=code(),
     )
 
@@ -393,30 +427,66 @@ def _worn(every: list[Part], live: Mapping[str, int], config: CompactConfig, lim
     return [part for part in every if part.name in chosen]
 
 
-def _retrain(base: Artifact, rows_of: ShardRows, parts: list[Part], config: CompactConfig, prefix: str) -> Part:
-    unit = f"trained-{prefix.partition('-')[2]}"
-    factory = base.manifest.summary["factory"]
-    training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
-    receipt = trained_quantizer(base.store, unit, rows_of, parts, training)
-    return receipt.parts[0]
+def _check_described(base: Artifact, where: str, dim: int, spec: QuerySpec | None) -> None:
+    """Refuse new descriptors that no query of this index is like.
+
+    Raises:
+        BadInputError: other dimensions, or described otherwise than the index's `query.json` says.
+    """
+    if dim != (wanted := query_dim(base)):
+        raise BadInputError(f"{where}: {dim} dimensions, the index has {wanted}")
+    if not base.parts("query.json"):
+        return
+    if spec is None:
+        raise BadInputError(f"{where}: vectors of no model, those of the index were described by one")
+    spec.refuse_other(query_spec(base), where)
 
 
-def _tuned_again(base: Artifact, parts: list[Part], seed: int) -> Tuning | None:
-    """How the rewritten index is to be searched: to the target and the budget that it was tuned to; None if it never was."""
+def _factory(base: Artifact, rows: int) -> tuple[str, str]:
+    """Factory string of the live rows, and the reason: chosen again where it was chosen automatically."""
+    from manet.errors import InputError
+    from manet.index import choose_factory
+
+    known = base.manifest.summary
+    if rows and "memory_per_vector" in known:  # else it was asked for, or chosen by an earlier program
+        with contextlib.suppress(InputError):  # so few rows are left that no code fits the budget
+            return choose_factory(rows, known["dim"], known["memory_per_vector"])
+    return known["factory"], known.get("reason", "")
+
+
+def _tuned_again(base: Artifact, parts: list[Part], summary: Mapping[str, Any], seed: int) -> Tuning | None:
+    """How the rewritten index is to be searched: to the target and the budget that it was tuned to, measured with the same
+    queries; None if it never was, or if they are gone: then it is searched as before.
+    """
     known = base.manifest.summary
     if "recall_target" not in known:
         return None
-    draft = replace(base, manifest=base.manifest.model_copy(update={"parts": tuple(parts)}), sha256="")
-    config = TuningConfig(recall_target=known["recall_target"], latency_ms=known["latency_ms"])
-    return measure(draft, config, None, seed=seed, label="index compact")
+    given = base.manifest.inputs.get("queries")
+    config = TuningConfig(
+        recall_target=known["recall_target"], latency_ms=known["latency_ms"], queries=given.uri if given else ""
+    )
+    queries = None
+    if given is not None:
+        try:
+            queries = open_queries(config)
+        except (BadInputError, PermanentStoreError) as error:
+            say(f"index compact: {error}; searched as before, not measured: `manet index tune` does")
+            return None
+        if queries is None or queries.source.sha256 != given.sha256:
+            say(
+                f"index compact: {given.uri} holds other queries now; searched as before, not measured: `manet index tune` does"
+            )
+            return None
+    manifest = base.manifest.model_copy(update={"parts": tuple(parts), "summary": {**known, **summary}})
+    return measure(replace(base, manifest=manifest, sha256=""), config, queries, seed=seed, label="index compact")
 
 
-def _retold(base: Artifact, parts: list[Part], tuning: Tuning, summary: Mapping[str, Any]) -> list[Part]:
-    """The parts with this tuning's report and plot in the place of the earlier ones."""
-    now = {**base.manifest.summary, **summary}
-    built = {name: value for name, value in now.items() if name not in ("errors", "action", "seconds")}  # the way to it
+def _retold(base: Artifact, parts: list[Part], summary: Mapping[str, Any], tuning: Tuning | None) -> list[Part]:
+    """The parts with a new version's own report, and the plot of its tuning, in the place of the earlier ones."""
+    skipped = ("errors", "action", "seconds")  # the way to it
+    built = {name: value for name, value in summary.items() if name not in skipped}
     told = {name: value for name, value in built.items() if name not in TUNED}
-    unit = _prefix("report", base, json.dumps(tuning.report()), json.dumps(told))
+    unit = _prefix("report", base, json.dumps(tuning.report() if tuning else None), json.dumps(told))
     blobs = tuning_files(tuning, built, f"-{unit.partition('-')[2]}")
     others = [part for part in parts if part.name.split(".")[0].split("-")[0] not in {"report", "recall"}]
     return [*others, *put_unit(base.store, unit, blobs).parts]

@@ -58,7 +58,7 @@ class Loader:
         """Rows start..stop, in order.
 
         Raises:
-            RetryableStoreError: the store itself does not answer: no picture's fault, so the job must fail.
+            StoreError: the store itself does not answer as it should: no picture's fault, so the job must fail.
             JobFailedError: the decode processes do not start.
         """
         began = time.monotonic()

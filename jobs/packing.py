@@ -8,18 +8,20 @@ import io
 import json
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.artifact import Blob, put_unit
-from cluster.errors import BadInputError, PermanentStoreError
+from cluster.errors import BadInputError
 from cluster.storage import Store, open_store, read_uri, split_uri
 from jobs.inputs import BYTES
+from jobs.pictures import fetch_picture
 from manet.tables import CATALOG
 
 PACK_ROWS = 2048  # rows of one part
@@ -29,8 +31,12 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PACKED = pa.schema([*CATALOG, (BYTES, pa.binary())])
 
 
-def pack_rows(store: Store, unit: str, rows: pa.Table) -> dict[str, int]:
-    """Write one part of a catalog's rows with the bytes of their pictures; null where one cannot be read (it is counted)."""
+def pack_rows(store: Store, unit: str, rows: pa.Table, *, claim: str = "") -> dict[str, int]:
+    """Write one part of a catalog's rows with the bytes of their pictures; null where one cannot be read (it is counted).
+
+    Raises:
+        StoreError: the store itself does not answer as it should.
+    """
 
     def groups() -> Iterator[pa.Table]:
         with ThreadPoolExecutor(FETCHES) as pool:
@@ -39,27 +45,39 @@ def pack_rows(store: Store, unit: str, rows: pa.Table) -> dict[str, int]:
                 data = pa.array(list(pool.map(_bytes_or_none, group["uri"].to_pylist())), pa.binary())
                 yield group.append_column(BYTES, data)
 
-    return _put(store, unit, groups())
+    return _put(store, unit, groups(), claim=claim)
 
 
-def pack_tar(store: Store, unit: str, uri: str) -> dict[str, int]:
+def pack_tar(store: Store, unit: str, uri: str, *, claim: str = "") -> dict[str, int]:
     """Write one part with the pictures of a tar shard, in the shard's order.
 
     Members KEY.jpg (or any other picture) are the rows; KEY.txt, or `caption` or `title` in KEY.json, are their descriptions.
+    Other members are counted as passed over, but for folders.
 
     Raises:
-        BadInputError: not a tar file.
+        BadInputError: not a whole tar file, or a description that cannot be read.
     """
     texts: dict[str, str] = {}
     pictures: list[tuple[str, str, bytes]] = []
+    passed = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(read_uri(uri))) as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isfile() else None
-                if file is not None:
-                    _take(member.name, file.read(), pictures, texts)
-    except tarfile.TarError as error:
-        raise BadInputError(f"--source {uri}: not a whole tar file: {error}") from None
+                file = tar.extractfile(member) if member.isfile() or member.islnk() else None
+                if file is None:
+                    passed += not member.isdir()
+                else:
+                    passed += not _take(member.name, file.read(), pictures, texts)
+            archive, end = cast(IO[bytes], tar.fileobj), tar.offset
+            archive.seek(end)
+            rest = archive.read()  # a header that cannot be read ends the loop as the end of the archive does
+    except (tarfile.TarError, KeyError, EOFError, OSError, zlib.error) as error:  # KeyError: a hard link to nothing
+        raise BadInputError(f"--source {uri}: not a whole tar file: {_line(error)}") from None
+    except ValueError as error:
+        raise BadInputError(f"--source {uri}: {_line(error)}") from None
+    if not rest or rest.strip(b"\0"):
+        what = f"what stands at byte {end} is no header" if rest else "its end is missing"
+        raise BadInputError(f"--source {uri}: not a whole tar file: {what}")
 
     def groups() -> Iterator[pa.Table]:
         for start in range(0, len(pictures), GROUP_ROWS):
@@ -71,32 +89,45 @@ def pack_tar(store: Store, unit: str, uri: str) -> dict[str, int]:
                 schema=PACKED,
             )
 
-    return _put(store, unit, groups())
+    return _put(store, unit, groups(), passed, claim=claim)
 
 
-def _take(name: str, data: bytes, pictures: list[tuple[str, str, bytes]], texts: dict[str, str]) -> None:
+def _take(name: str, data: bytes, pictures: list[tuple[str, str, bytes]], texts: dict[str, str]) -> bool:
+    """Add a member to the pictures or to their descriptions; whether it is one of them.
+
+    Raises:
+        ValueError: JSON that cannot be read.
+    """
     path = PurePosixPath(name)
     key = str(path.with_suffix(""))
     ending = path.suffix.lower()
     if ending == ".txt":
         texts[key] = data.decode("utf-8", "replace").strip()
     elif ending == ".json":
-        said: Any = json.loads(data) if data else {}
+        try:
+            said: Any = json.loads(data) if data else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"member {name} is no JSON: {_line(error)}") from None
         caption = said.get("caption") or said.get("title") if isinstance(said, dict) else None
         if caption:
             texts.setdefault(key, str(caption))
     elif ending in PICTURES:
         pictures.append((key, name, data))
+    else:
+        return False
+    return True
 
 
 def _bytes_or_none(uri: str) -> bytes | None:
-    try:
-        return read_uri(uri)
-    except PermanentStoreError:
-        return None
+    found = fetch_picture(uri)
+    return found if isinstance(found, bytes) else None
 
 
-def _put(store: Store, unit: str, groups: Iterator[pa.Table]) -> dict[str, int]:
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _put(store: Store, unit: str, groups: Iterator[pa.Table], passed: int = 0, *, claim: str) -> dict[str, int]:
     rows = unread = 0
     with tempfile.TemporaryDirectory(prefix="manet-pack-") as scratch:
         path = Path(scratch, "part.parquet")
@@ -106,8 +137,8 @@ def _put(store: Store, unit: str, groups: Iterator[pa.Table]) -> dict[str, int]:
             for group in groups:
                 writer.write_table(group.cast(PACKED), row_group_size=GROUP_ROWS)
                 rows, unread = rows + group.num_rows, unread + group[BYTES].null_count
-        counts = {"rows": rows, "unread": unread}
-        put_unit(store, unit, {f"catalog-{unit}.parquet": Blob(data=path, rows=rows)}, counts)
+        counts = {"rows": rows, "unread": unread, "passed_over": passed}
+        put_unit(store, unit, {f"catalog-{unit}.parquet": Blob(data=path, rows=rows)}, counts, claim=claim)
     return counts
 
 

@@ -7,34 +7,39 @@ from typing import Any
 import numpy as np
 
 from cluster.artifact import ArtifactWriter, Receipt
-from cluster.errors import JobFailedError, ObjectMissingError, PermanentStoreError
+from cluster.errors import BadInputError, JobFailedError, ObjectDeniedError, ObjectMissingError
 from cluster.storage import read_uri
 from jobs.parquet import read_parquet
 from manet.errors import PictureError, Reason
 from manet.images import PictureConfig, decode
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
+MAX_BYTES = 256 << 20  # of a picture's file: more than this is not held in memory
 
 
 def fetch_picture(uri: str, data: bytes | None = None) -> bytes | PictureError:
     """A picture's bytes (its `data`, where they are at hand); or why there are none.
 
     Raises:
-        RetryableStoreError: the store itself does not answer: no picture's fault, so the job must fail.
+        StoreError: the store itself does not answer, or knows neither the bucket nor the keys: no picture's fault, so the
+            job must fail, and a run that is taken up again asks for the picture again.
     """
     try:
-        return read_uri(uri) if data is None else data
+        found = read_uri(uri, most=MAX_BYTES + 1) if data is None else data
     except ObjectMissingError:
         return PictureError(Reason.MISSING, "no such file")
-    except PermanentStoreError as error:
+    except (ObjectDeniedError, BadInputError) as error:  # a URI that no store has, too
         return PictureError(Reason.UNREADABLE, str(error))
+    if data is None and len(found) > MAX_BYTES:
+        return PictureError(Reason.TOO_LARGE, f"more than {MAX_BYTES >> 20} MiB")
+    return found
 
 
 def load_picture(uri: str, config: PictureConfig, data: bytes | None = None) -> Picture | PictureError:
     """Fetch and decode one picture in this process, uint8 [size, size, 3]; or why it cannot be used.
 
     Raises:
-        RetryableStoreError: as `fetch_picture`.
+        StoreError: as `fetch_picture`.
     """
     found = fetch_picture(uri, data)
     try:

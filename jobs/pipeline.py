@@ -123,6 +123,8 @@ def _split(item: str) -> tuple[str, str, str]:
         raise ValueError(
             f"{item!r}: the pipeline compares attention with none; train such a model by itself: manet train"
         )
+    if (job, key) == ("evaluate", "k"):
+        raise ValueError(f"{item!r}: the pipeline itself decides that: the report shows 7 answers; see manet evaluate")
     if key in {"out", *STAGES[job].Config.INPUTS} or (job, key) == ("train", "size"):
         raise ValueError(f"{item!r}: the pipeline itself decides that; see --catalog, --queries, --size and --out")
     return job, key, value

@@ -60,12 +60,12 @@ class Plan:
 
     def line(self, *, parts: int, pictures: int, of: int, part_mib: float, in_flight: int, processes: int) -> str:
         """The plan for a person."""
-        mib = self.models_max * (MODEL_MIB + in_flight * part_mib) + processes * DECODER_MIB
+        mib = self.models * (MODEL_MIB + in_flight * part_mib) + processes * DECODER_MIB
         where = f"{self.decoders} decode actor(s)" if self.decoders else "decoding beside the model"
-        more = f" (up to {self.models_max})" if self.models_max > self.models else ""
+        more = f" (up to {self.models_max} as nodes come)" if self.models_max > self.models else ""
         return (
             f"plan: {parts} parts, {pictures} of {of} pictures; {self.models} model actor(s){more}, {where}, "
-            f"{processes} decode process(es); the actors take about {mib / 1024:.1f} GiB at most"
+            f"{processes} decode process(es); these take about {mib / 1024:.1f} GiB at most"
         )
 
 
@@ -76,16 +76,16 @@ def fit(nodes: list[Node], ask: Ask, parts: int, *, scales: bool) -> Plan:
         nodes: the nodes that are alive.
         ask: what is wanted; `models` 0: one per GPU where they take GPUs, else one per CPU.
         parts: units of work; more actors than these are not started.
-        scales: the cluster may add nodes: what does not fit now may fit later.
+        scales: the cluster may add nodes: what does not fit now may fit later, so that unless `models` says otherwise only the
+            parts bound how many there may be.
 
     Raises:
         BadInputError: one actor of a kind never fits.
     """
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    wanted = ask.models or max(1, int(gpus if ask.model_gpus else cpus))
-    most = max(1, ask.models_min, min(wanted, parts))
-    room = _room(nodes, ask)
-    least = max(1, ask.models_min)
+    now = ask.models or max(1, int(gpus if ask.model_gpus else cpus))
+    room, least = _room(nodes, ask), max(1, ask.models_min)
+    most = max(least, min(parts, (ask.models or parts) if scales else now))
     if room < least and not scales:
         beside = f" beside {ask.decoders} decode actor(s) of {ask.decode_cpus:g} CPUs" if ask.decoders else ""
         raise BadInputError(
@@ -93,7 +93,7 @@ def fit(nodes: list[Node], ask: Ask, parts: int, *, scales: bool) -> Plan:
             f"this machine has {cpus:g} CPUs and {gpus:g} GPUs for Ray; lower --model-cpus, --model-gpus or --decode-actors"
         )
     most = most if scales else min(most, room)
-    return Plan(models=max(least, min(most, room)), models_max=most, decoders=min(ask.decoders, parts))
+    return Plan(models=max(least, min(most, room, now)), models_max=most, decoders=min(ask.decoders, parts))
 
 
 def _room(nodes: list[Node], ask: Ask) -> int:

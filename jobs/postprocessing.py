@@ -7,7 +7,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +14,8 @@ import pyarrow as pa
 from cluster.artifact import Artifact, Blob, Part, Receipt, finished_unit, put_unit
 from cluster.storage import Store
 from cluster.tasks import run_tasks
-from jobs.querying import Vectors, open_searcher, whitening_of
+from jobs.querying import Vectors, whitening_of, worker_searcher
 from jobs.sharding import Rows, sampled
-from manet.search import Searcher
 from manet.whitening import Matrix, learn_whitening, whiten
 
 OPTIONS = ("whiten", "augment", "expand")  # in an index's summary, where they are asked for
@@ -60,7 +58,7 @@ class AugmentedRows:
     def __call__(self, part: Part) -> tuple[pa.Table, Vectors]:
         """A part's ids and details, and its vectors."""
         table, vectors = self.rows_of(part)
-        searcher = _searcher(self.index)
+        searcher = worker_searcher(self.index, expand=0)
         allowed = searcher.allow(without=self.without) if self.without else None
         blocks = [
             searcher.expanded(vectors[at : at + _BATCH], self.count, allowed=allowed, inside=self.inside).astype(
@@ -71,27 +69,26 @@ class AugmentedRows:
         return table, np.concatenate([vectors[:0], *blocks])
 
 
-_opened: list[tuple[Any, Searcher]] = []
+def learned_whitening(
+    writer: tuple[Store, str], rows_of: Rows, parts: list[Part], dim: int, power: float, seed: int
+) -> Receipt:
+    """The unit of the whitening: as it stands, or learned by one Ray task on the running session.
+
+    Args:
+        writer: store of the index, and the claim of the run.
+        rows_of: a part -> its rows.
+        parts: what it is learned on.
+        dim, power: as `learn_whitening`.
+        seed: of the sample.
+    """
+    standing = finished_unit(writer[0], WHITENING, claim=writer[1])
+    return standing or next(iter(run_tasks(partial(_learn, writer, rows_of, dim, power, seed), [parts])))
 
 
-def _searcher(index: Artifact) -> Searcher:
-    """Opened once in each worker."""
-    key = (index.uri, tuple(part.sha256 for part in index.manifest.parts))
-    if not _opened or _opened[0][0] != key:
-        _opened[:] = [(key, open_searcher(index, expand=0))]
-    return _opened[0][1]
-
-
-def learned_whitening(store: Store, rows_of: Rows, parts: list[Part], dim: int, power: float, seed: int) -> Receipt:
-    """The unit of the whitening: as it stands, or learned by one Ray task on the running session."""
-    standing = finished_unit(store, WHITENING)
-    return standing or next(iter(run_tasks(partial(_learn, store, rows_of, dim, power, seed), [parts])))
-
-
-def _learn(store: Store, rows_of: Rows, dim: int, power: float, seed: int, parts: list[Part]) -> Receipt:
+def _learn(writer: tuple[Store, str], rows_of: Rows, dim: int, power: float, seed: int, parts: list[Part]) -> Receipt:
     sink = io.BytesIO()
     np.save(sink, learn_whitening(sampled(rows_of, parts, SAMPLE, seed), dim, power), allow_pickle=False)
-    return put_unit(store, WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())})
+    return put_unit(writer[0], WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())}, claim=writer[1])
 
 
 def whitened(index: Artifact, rows_of: Rows) -> Rows:

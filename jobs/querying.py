@@ -1,5 +1,6 @@
 """How a query meets an index: described exactly as the gallery was, searched in all shards."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,9 +45,14 @@ class QuerySpec(BaseModel):
         """What described a descriptors artifact.
 
         Raises:
-            BadInputError: it holds several descriptors.
+            BadInputError: it holds several descriptors, or does not say which.
         """
         config = descriptors.manifest.config
+        if "descriptor" not in config:
+            raise BadInputError(
+                f"{descriptors.uri} does not say which descriptor it holds (an earlier program made it): describe the "
+                "pictures again into another --out"
+            )
         if "," in config["descriptor"]:
             raise BadInputError(
                 f"{descriptors.uri} holds several descriptors ({config['descriptor']}); an index takes one: "
@@ -55,6 +61,19 @@ class QuerySpec(BaseModel):
         fields = {name: config[name] for name in ("descriptor", "size", "batch_size", "precision")}
         scales = tuple(config.get("scales", (1.0,)))  # descriptors of before have none
         return cls(model=descriptors.manifest.inputs["model"], scales=scales, **fields)
+
+    def refuse_other(self, wanted: "QuerySpec", where: str) -> None:
+        """Refuse vectors that were described otherwise than the gallery (`wanted`); `where` names them.
+
+        Raises:
+            BadInputError: another model, descriptor, size, precision, or other scales.
+        """
+        pairs = [
+            (name, getattr(self, name), getattr(wanted, name)) for name in ("descriptor", "size", "precision", "scales")
+        ] + [("model", self.model.sha256[:12], wanted.model.sha256[:12])]
+        for name, own, other in pairs:
+            if own != other:
+                raise BadInputError(f"{where} was described with {name} {own}, the gallery with {other}")
 
     def open_model(self, uri: str = "") -> Artifact:
         """The model that described the gallery, from where it was or from `uri`.
@@ -97,18 +116,34 @@ class QueriesConfig(JobConfig, DescribeConfig):
     """Where the index's model lies now, if it was moved."""
 
 
+class DescribedConfig(JobConfig, DescribeConfig):
+    """What the manifest of descriptors below another job's folder says, as that of `extract` does."""
+
+    descriptor: str
+    """The descriptors of one pass, parted by commas."""
+
+    @classmethod
+    def of(
+        cls, config: DescribeConfig, out: str, names: Sequence[DescriptorName], *, overwrite: bool
+    ) -> "DescribedConfig":
+        """How a job describes pictures into `out`."""
+        fields = {name: getattr(config, name) for name in DescribeConfig.model_fields}
+        return cls(**fields, out=out, overwrite=overwrite, descriptor=",".join(names))
+
+
 def describe_queries(config: QueriesConfig, spec: QuerySpec, queries: Table) -> Artifact:
     """The queries' descriptors, an artifact of its own below --out: made as `extract` makes the gallery's, resumable."""
     model = spec.open_model(config.model)
-    describing = spec.apply(config)
-    nested = describing.model_copy(update={"out": f"{config.out.rstrip('/')}/query-descriptors"})
+    describing, names = spec.apply(config), (spec.descriptor,)
+    out = f"{config.out.rstrip('/')}/query-descriptors"
+    nested = DescribedConfig.of(describing, out, names, overwrite=config.overwrite)
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
-        counts = describe_into(writer, queries, model, describing, names=(spec.descriptor,))
+        counts = describe_into(writer, queries, model, describing, names=names)
         return unit_names(queries, describing), counts
 
-    inputs = {"catalog": queries.source, "model": model.as_input()}
-    make(nested, "descriptors", inputs, build, claimed=config.describing())
+    inputs = {queries.kind: queries.source, "model": model.as_input()}
+    make(nested, "descriptors", inputs, build)
     return open_artifact(nested.out, "descriptors")
 
 
@@ -137,7 +172,7 @@ def read_ids(uri: str, flag: str) -> list[str]:
         BadInputError: there is no such file, it is not text, or it has no line.
     """
     try:
-        lines = read_uri(uri).decode().splitlines()
+        lines = read_uri(uri).decode("utf-8-sig").splitlines()
     except (ObjectMissingError, UnicodeDecodeError):
         raise BadInputError(f"{flag} {uri}: no such text file; it has one id a line") from None
     ids = sorted({line.strip() for line in lines if line.strip()})
@@ -209,6 +244,17 @@ def open_searcher(
     )
 
 
+_opened: list[tuple[object, Searcher]] = []
+
+
+def worker_searcher(index: Artifact, **options: Any) -> Searcher:  # noqa: ANN401 - as `open_searcher`
+    """As `open_searcher`, opened once in each worker: the last one is kept."""
+    key = (index.uri, tuple(part.sha256 for part in index.manifest.parts), tuple(sorted(options.items())))
+    if not _opened or _opened[0][0] != key:
+        _opened[:] = [(key, open_searcher(index, **options))]
+    return _opened[0][1]
+
+
 def open_newest_searcher(
     uri: str, *, nprobe: int = 0, refine: int = 0, threads: int = 1, expand: int = -1
 ) -> tuple[Artifact, Searcher]:
@@ -241,6 +287,12 @@ def whitening_of(index: Artifact) -> np.ndarray[Any, np.dtype[Any]] | None:
     """What an index (or what is to become one) whitens with (`manet.whitening`), or None."""
     parts = index.parts("whitening")
     return np.load(index.local(parts[0], cache_folder()), allow_pickle=False) if parts else None
+
+
+def query_dim(index: Artifact) -> int:
+    """Dimensions of the descriptors that an index (or what is to become one) was built from, before it whitened them."""
+    whitening = whitening_of(index)
+    return int(index.manifest.summary["dim"] if whitening is None else whitening.shape[1])
 
 
 def query_spec(index: Artifact) -> QuerySpec:

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.errors import BadInputError
 from jobs.config import JobConfig
 from jobs.drawing import data_uri, heat, jpeg
 from jobs.inputs import Table, local_copy, open_model, open_table
@@ -30,7 +32,31 @@ from jobs.streaming import picture_config
 from manet.errors import PictureError
 
 THUMB = 150  # px
+FEATURES = {
+    "attended": "X~, after the saliency branch (and the text branch, where there is one)",
+    "backbone": "the feature map F of the backbone, before attention",
+    "no-text": "X~ without text (T = 1)",
+    "no-saliency": "X~ without saliency (S = 1)",
+    "other-saliency": "X~ by (1 + S) * F where the model has S * F, or the other way round",
+    "other-text": "X~ by the text branch's scores where the model has its logits, or the other way round",
+}
+DESCRIPTORS = {
+    "mff": "CroW of two networks, fused",
+    "mac": "the greatest activation of each channel",
+    "spoc": "the average",
+    "gem": "a generalised mean",
+    "crow": "an average weighted by place and by channel",
+    "r-mac": "MAC of every region, summed",
+    "r-mac-global": "R-MAC with the whole picture as one more region",
+    "ra-mac": "R-MAC, each region weighted by its share of active cells",
+    "grmac": "RA-MAC with a generalised mean as the threshold",
+    "sr-mac": "R-MAC, each region weighted by its share of salient cells",
+    "sr-mac-as-printed": "SR-MAC weighted before the regions' norm, so that a region counts fully or not at all",
+    "sr-mac-soft": "SR-MAC with the saliency in [0, 1] itself in place of salient or not",
+}
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+FIGURES = ("map@7", "map@7_low", "map@7_high", "map@7_standard", "recall@1", "recall@7")
+INK = "#0b0c0d"  # of text and axes in the plots: replaced by the page's own colour, so that it is right in the dark too
 LOOK = Path(__file__).with_name("serving") / "page" / "look.css"  # shared with the search page
 
 
@@ -67,6 +93,12 @@ def run(config: Config) -> dict[str, Any]:
         "evaluation": open_artifact(config.evaluation, "evaluation"),
         "comparison": open_artifact(config.comparison, "comparison"),
     }
+    evaluated = opened["evaluation"].manifest
+    if missing := [name for name in FIGURES if name not in evaluated.summary]:
+        raise BadInputError(
+            f"--evaluation {config.evaluation} holds no {missing[0]} (it was made with --k {evaluated.config.get('k')}); "
+            "the report shows figures at 7: evaluate with --k 7 into another --out"
+        )
     inputs = {"catalog": catalog.source, "queries": queries.source}
     inputs |= {name: artifact.as_input() for name, artifact in opened.items()}
     return make(config, "report", inputs, partial(_build, config, catalog, queries, opened))
@@ -83,15 +115,20 @@ def _build(
     page = template.render(
         look=LOOK.read_text(),
         figures=opened["evaluation"].manifest.summary,
-        rows=rows,
+        groups=_groups(rows),
+        best=max(row["map@7"] for row in rows),
+        ahead=partial(_ahead, _reference(rows)),
         whitened="whitened_map@7" in rows[0],
+        descriptors={row["descriptor"]: DESCRIPTORS.get(row["descriptor"]) for row in rows},
         index=opened["index"].manifest.summary,
         curves=_curves(history),
-        queries=_query_rows(config, catalog, queries, opened),
+        queries=(shown := _query_rows(config, catalog, queries, opened)),
+        has_text=any(row.get("text") for row in shown),
+        seed=config.seed,
         created=opened["evaluation"].manifest.created,
         counts={"gallery": catalog.rows, "queries": queries.rows},
     )
-    put_unit(writer.store, "report", {"report.html": Blob(data=page.encode())})
+    put_unit(writer.store, "report", {"report.html": Blob(data=page.encode())}, claim=writer.claim_sha256)
     return ["report"], {"shown": min(config.shown, queries.rows), "bytes": len(page.encode())}
 
 
@@ -100,20 +137,53 @@ def table_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     whitened = "whitened_map@7" in rows[0]
     heads = ("network", "features", "descriptor", "MAP@7", "recall@1", "SR-MAC ahead by")
     cells = [heads + ("whitened", "SR-MAC ahead by") * whitened]
+    ahead = partial(_ahead, _reference(rows))
     for r in rows:
-        line = (r["network"], r["features"], r["descriptor"], f"{r['map@7']:.3f}", f"{r['recall@1']:.3f}", _ahead(r))
-        cells.append(line + ((f"{r['whitened_map@7']:.3f}", _ahead(r, "whitened_")) if whitened else ()))
+        line = (r["network"], r["features"], r["descriptor"], f"{r['map@7']:.3f}", f"{r['recall@1']:.3f}", ahead(r))
+        cells.append(line + ((f"{r['whitened_map@7']:.3f}", ahead(r, "whitened_")) if whitened else ()))
     widths = [max(len(str(row[column])) for row in cells) for column in range(len(cells[0]))]
     return ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
 
 
-def _ahead(row: dict[str, Any], prefix: str = "") -> str:
+def _groups(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The comparison's rows by network and features, in their order, with what the features are."""
+    named = groupby(rows, key=lambda row: (row["network"], row["features"]))
+    return [
+        {"network": network, "features": features, "meaning": FEATURES.get(features), "rows": list(group)}
+        for (network, features), group in named
+    ]
+
+
+def _reference(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row that every other is held against: the last network's attended SR-MAC."""
+    return next((row for row in reversed(rows) if (row["features"], row["descriptor"]) == ("attended", "sr-mac")), None)
+
+
+def _ahead(reference: dict[str, Any] | None, row: dict[str, Any], prefix: str = "") -> str:
+    """By how much SR-MAC is ahead of a row, with the interval; the row that it is itself says so."""
+    if row is reference:
+        return "reference"
     mean, low, high = (row[f"{prefix}behind{end}"] for end in ("", "_low", "_high"))
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{_signed(mean)} ({_signed(low)} to {_signed(high)})"
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign, which 0 has none of."""
+    text = f"{value:+.3f}"
+    return text[1:] if float(text) == 0 else text
 
 
 def _curves(history: Sequence[dict[str, Any]]) -> str:
-    """Training curves as SVG."""
+    """Training curves as SVG, in the colours of the page around it."""
+    import matplotlib as mpl
+
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    colours: dict[Any, Any] = {**dict.fromkeys(inks, INK), "legend.framealpha": 0.0}
+    with mpl.rc_context(colours):
+        return _draw_curves(history).replace(INK, "currentColor")
+
+
+def _draw_curves(history: Sequence[dict[str, Any]]) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.8), layout="constrained")
@@ -139,7 +209,7 @@ def _curves(history: Sequence[dict[str, Any]]) -> str:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     sink = io.StringIO()
-    figure.savefig(sink, format="svg", metadata={"Date": None})
+    figure.savefig(sink, format="svg", metadata={"Date": None}, transparent=True)
     return sink.getvalue()[sink.getvalue().index("<svg") :]
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 import time
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -42,11 +42,12 @@ from jobs.querying import (
     query_spec,
     read_descriptors,
     read_ids,
+    worker_searcher,
 )
 from jobs.streaming import picture_config
 from manet.errors import PictureError
 from manet.names import DEAD
-from manet.search import Searcher
+from manet.search import Allowed, Searcher
 
 ANSWERS = pa.schema([("query_id", pa.string()), ("ranked", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
 
@@ -116,11 +117,7 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
         )
     spec = query_spec(index)
     model = spec.open_model(config.model)
-    allowed = searcher.allow(ids=wanted, categories=config.category or None) if config.ids or config.category else None
-    if allowed is not None and not allowed.rows:
-        unknown = sorted(set(config.category) - set(searcher.categories()))
-        what = f"--category {unknown[0]}: no such category" if unknown else "--category, --ids"
-        raise BadInputError(f"{what}: no picture of {index.uri} passes the filter; nothing could answer")
+    allowed = _allowed(config, searcher, wanted)
     describer = spec.describer(local_copy(model), gpu=config.gpu)
     pictures = picture_config(model, spec.size)
     failed = 0
@@ -140,12 +137,30 @@ def _search_pictures(config: Config, wanted: tuple[str, ...] | None) -> dict[str
     return {"kind": "search", "pictures": len(config.picture), "failed": failed, "seconds": seconds}
 
 
+def _allowed(config: Config, searcher: Searcher, wanted: tuple[str, ...] | None) -> Allowed | None:
+    """The filter of --ids and --category; None where neither is given.
+
+    Raises:
+        BadInputError: nothing passes it.
+    """
+    if wanted is None and not config.category:
+        return None
+    allowed = searcher.allow(ids=wanted, categories=config.category or None)
+    if not allowed.rows:
+        unknown = sorted(set(config.category) - set(searcher.categories()))
+        what = f"--category {unknown[0]}: no such category" if unknown else "--category, --ids"
+        raise BadInputError(f"{what}: no picture of {config.index} passes the filter; nothing could answer")
+    return allowed
+
+
 def _search_table(config: Config, wanted: tuple[str, ...] | None) -> dict[str, Any]:
     index = open_index(config.index, config.version)
     queries = open_table(config.queries, "queries", "--queries", relevant=False)
     inputs = {"index": index.as_input(), "queries": queries.source}
     if wanted is not None:
         inputs["ids"] = Input(uri=config.ids, sha256=hashlib.sha256("\n".join(wanted).encode()).hexdigest())
+    if wanted is not None or config.category:
+        _allowed(config, open_searcher(index), wanted)  # before the folder is claimed and a picture is described
     return make(config, "answers", inputs, partial(_build, config, index, queries, wanted))
 
 
@@ -185,9 +200,9 @@ def _answer(
     part: Part,
 ) -> Receipt:
     """The answers to one part of the queries, written."""
-    how_to = (config.nprobe, config.refine, max(1, config.threads), config.expand)
-    searcher = _searcher(index.uri, index.manifest.number, *how_to)
-    allowed = searcher.allow(ids=wanted, categories=config.category or None) if wanted or config.category else None
+    threads = max(1, config.threads)
+    searcher = worker_searcher(index, nprobe=config.nprobe, refine=config.refine, threads=threads, expand=config.expand)
+    allowed = _allowed(config, searcher, wanted)
     names, vectors = read_descriptors(described, part)
     hits = searcher.search(vectors, config.k, allowed)
     ranked = [[hit.image_id for hit in each] for each in hits]
@@ -196,9 +211,3 @@ def _answer(
     blob = Blob(data=parquet_bytes(table), rows=len(names))
     unit = _unit(part)
     return put_unit(writer[0], unit, {f"{unit}.parquet": blob}, {"rows": len(names)}, claim=writer[1])
-
-
-@lru_cache(maxsize=1)
-def _searcher(uri: str, version: int, nprobe: int, refine: int, threads: int, expand: int) -> Searcher:
-    """Opened once in each worker."""
-    return open_searcher(open_index(uri, version), nprobe=nprobe, refine=refine, threads=threads, expand=expand)

@@ -6,10 +6,10 @@
 Reads an index (always its newest version: a new one is taken up while it serves) and the model that it names. The page is at
 /, the API's description at /v1/openapi.json, metrics for Prometheus at /metrics. Pictures are described and searched exactly
 as `manet search` does it. Nobody but this machine can ask unless --host says otherwise. Where tokens are given (one a line in
---tokens, or parted by commas in $MANET_TOKENS), every call of the API needs one. SIGTERM or Ctrl-C: no new request is taken,
-those in hand are answered, then it ends. Fails when the index or its model cannot be used, the port is taken, or Ray's own
-processes end. On a cluster it is one application of Ray Serve beside others, whose address all of them share; it fails there
-when it runs already, or when Ray Serve listens elsewhere than --host and --port say.
+--tokens, where # begins a comment line, or parted by commas in $MANET_TOKENS), every call of the API needs one. SIGTERM or
+Ctrl-C: no new request is taken, those in hand are answered, then it ends. Fails when the index or its model cannot be used,
+the port is taken, or Ray's own processes end. On a cluster it is one application of Ray Serve beside others, whose address
+all of them share; it fails there when it runs already, or when Ray Serve listens elsewhere than --host and --port say.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class Config(SessionConfig, ServingConfig):
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen at."""
     tokens: str = ""
-    """File of bearer tokens, one a line; default: $MANET_TOKENS, else nobody needs one."""
+    """File of bearer tokens, one a line, lines that begin with # left out; default: $MANET_TOKENS, else nobody needs one."""
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -66,6 +66,8 @@ def run(config: Config) -> dict[str, Any]:
         JobFailedError: the replicas do not come up, or Ray's own processes end.
     """
     tokens = _token_hashes(config)
+    if Path(config.index).is_file():
+        raise BadInputError(f"--index {config.index}: is a file, not an index")
     index = open_index(config.index)
     spec = query_spec(index)
     model = spec.open_model(config.model)
@@ -238,15 +240,26 @@ def _stop_on_signal() -> threading.Event:
 
 
 def _token_hashes(config: Config) -> frozenset[str]:
-    """sha256 of each bearer token: the tokens themselves stay in this process."""
+    """sha256 of each bearer token: the tokens themselves stay in this process.
+
+    Raises:
+        BadInputError: the file cannot be read or holds none, or a line cannot be one; the message names no token.
+    """
+    where, part = "$MANET_TOKENS", "entry"
+    listed = os.environ.get("MANET_TOKENS", "").split(",")
     if config.tokens:
+        where, part = f"--tokens {config.tokens}", "line"
         try:
             listed = Path(config.tokens).read_text().splitlines()
         except (OSError, UnicodeDecodeError):
-            raise BadInputError(f"--tokens {config.tokens}: it cannot be read; a text file, one token a line") from None
-    else:
-        listed = os.environ.get("MANET_TOKENS", "").split(",")
-    tokens = {token.strip() for token in listed} - {""}
-    if config.tokens and not tokens:
-        raise BadInputError(f"--tokens {config.tokens}: it holds no token")
-    return frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
+            raise BadInputError(f"{where}: it cannot be read; a text file, one token a line") from None
+        listed = ["" if line.lstrip().startswith("#") else line for line in listed]
+    tokens = [token.strip() for token in listed]
+    for number, token in enumerate(tokens, 1):
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise BadInputError(
+                f"{where}: {part} {number} is no token: it holds whitespace, or a character that no header takes"
+            )
+    if config.tokens and not any(tokens):
+        raise BadInputError(f"{where}: it holds no token")
+    return frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens if token)

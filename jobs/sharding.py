@@ -149,18 +149,27 @@ class ShardRows:
 
 
 def build_shards(
-    store: Store, trained: Part, dim: int, rows_of: Rows, shards: Sequence[Shard], label: str
+    store: Store, trained: Part, dim: int, rows_of: Rows, shards: Sequence[Shard], label: str, *, claim: str = ""
 ) -> list[Receipt]:
     """Fill the shards that are not finished, one Ray task each, on the running session; all their receipts, in order.
+
+    Args:
+        store: of the index.
+        trained: the quantizer, a file of it.
+        dim: dimensions of the rows.
+        rows_of: a part -> its rows.
+        shards: what to fill.
+        label: of the messages.
+        claim: the claim of the run; none where the shards' names hold what they are made of.
 
     Raises:
         IntegrityError: stored ids, codes and vectors of a shard differ in number.
     """
-    receipts = {shard.name: finished_unit(store, shard.name) for shard in shards}
+    receipts = {shard.name: finished_unit(store, shard.name, claim=claim) for shard in shards}
     todo = [shard for shard in shards if receipts[shard.name] is None]
     with Meter(label, sum(shard.rows for shard in shards), "rows") as meter:
         meter.advance(sum(shard.rows for shard in shards if receipts[shard.name] is not None))
-        for receipt in run_tasks(partial(_fill, store, trained, dim, rows_of), todo):
+        for receipt in run_tasks(partial(_fill, (store, claim), trained, dim, rows_of), todo):
             receipts[receipt.unit] = receipt
             meter.advance(int(receipt.counts["rows"]), part=receipt.unit)
     found = [receipt for receipt in receipts.values() if receipt is not None]
@@ -172,7 +181,7 @@ def build_shards(
     return found
 
 
-def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) -> Receipt:
+def _fill(writer: tuple[Store, str], trained: Part, dim: int, rows_of: Rows, shard: Shard) -> Receipt:
     """Add a shard's parts to the trained quantizer, one part in memory at a time."""
     import faiss
 
@@ -180,6 +189,7 @@ def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) ->
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        store, claim = writer
         quantizer = Artifact.checked(store, trained)
         empty = faiss.deserialize_index(np.frombuffer(quantizer, np.uint8))
         refine = np.lib.format.open_memmap(folder / "refine.npy", "w+", np.float16, (shard.rows, dim))
@@ -208,7 +218,8 @@ def _fill(store: Store, trained: Part, dim: int, rows_of: Rows, shard: Shard) ->
             f"{shard.name}.refine.npy": Blob(data=folder / "refine.npy", rows=shard.rows),
         }
         error = sum(each * rows for each, rows in errors) / max(1, sum(rows for _, rows in errors))
-        return put_unit(store, shard.name, blobs, {"rows": shard.rows, "quantization_error": round(error, 6)})
+        counts = {"rows": shard.rows, "quantization_error": round(error, 6)}
+        return put_unit(store, shard.name, blobs, counts, claim=claim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,17 +239,26 @@ def trained_quantizer(
     parts: Sequence[Part],
     training: Training,
     extra: Mapping[str, Blob] | None = None,
+    *,
+    claim: str = "",
 ) -> Receipt:
-    """The unit of a trained quantizer: as it stands, or made by one Ray task on the running session, with `extra` beside it."""
-    standing = finished_unit(store, unit)
+    """The unit of a trained quantizer: as it stands, or made by one Ray task on the running session, with `extra` beside it;
+    `claim` as in `build_shards`.
+    """
+    standing = finished_unit(store, unit, claim=claim)
     if standing is not None:
         return standing
-    work = partial(_train, store, unit, rows_of, training, dict(extra or {}))
+    work = partial(_train, (store, claim), unit, rows_of, training, dict(extra or {}))
     return next(iter(run_tasks(work, [parts], cpus=training.cpus, gpus=training.gpus)))
 
 
 def _train(
-    store: Store, unit: str, rows_of: Rows, training: Training, extra: Mapping[str, Blob], parts: Sequence[Part]
+    writer: tuple[Store, str],
+    unit: str,
+    rows_of: Rows,
+    training: Training,
+    extra: Mapping[str, Blob],
+    parts: Sequence[Part],
 ) -> Receipt:
     """Train on a uniform sample over all rows of all parts, kept as float16; writes UNIT.faiss and `extra`."""
     from manet.index import train, training_rows
@@ -247,7 +267,7 @@ def _train(
     sample_ND = sampled(rows_of, parts, training_rows(training.factory, rows), training.seed)
     threads = max(1, int(training.cpus))
     trained = train(sample_ND, training.factory, seed=training.seed, threads=threads, gpus=training.gpus)
-    return put_unit(store, unit, {f"{unit}.faiss": Blob(data=trained), **extra})
+    return put_unit(writer[0], unit, {f"{unit}.faiss": Blob(data=trained), **extra}, claim=writer[1])
 
 
 def sampled(rows_of: Rows, parts: Sequence[Part], wanted: int, seed: int) -> Vectors:

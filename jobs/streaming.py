@@ -26,7 +26,7 @@ from cluster.session import MIB, SessionConfig, joins_cluster, ray_session, requ
 from cluster.storage import Store
 from cluster.streams import alive_nodes, configure_data, open_board, waiting_for, watched
 from cluster.telemetry import Meter, say
-from jobs.config import deciding, how
+from jobs.config import how
 from jobs.inputs import Table, local_copy
 from jobs.memory import FOR_PASSES
 from jobs.pictures import check_rejects
@@ -55,7 +55,7 @@ class DescribeConfig(SessionConfig):
     compile: bool = False
     """Let torch.compile build the network's kernels; GPU only."""
     model_actors: int = how(0, ge=0)
-    """Most model actors; 0: one per GPU of the cluster with --model-gpus, else one per CPU."""
+    """Most model actors; 0: one per GPU with --model-gpus, else one per CPU; on a cluster as many as there come nodes for."""
     model_actors_min: int = how(0, ge=0)
     """Fewest model actors; the job is refused when the cluster has no room for them. 0: one."""
     model_gpus: float = how(0.0, ge=0)
@@ -84,11 +84,6 @@ class DescribeConfig(SessionConfig):
     def computes_on(self) -> Literal["cpu", "cuda"]:
         """The device of the model actors."""
         return "cuda" if self.model_gpus > 0 and self.device == "auto" else "cpu"
-
-    @staticmethod
-    def describing() -> list[str]:
-        """The fields that decide a descriptors artifact."""
-        return deciding(DescribeConfig, skip=SessionConfig.model_fields)
 
 
 def unit_names(table: Table, config: DescribeConfig) -> list[str]:
@@ -200,7 +195,7 @@ def plan_line(table: Table, model: Artifact, config: DescribeConfig, todo: list[
     """
     plan = plan_of(config, len(todo))
     side = picture_config(model, config.size).size
-    actors = plan.decoders or plan.models_max
+    actors = plan.decoders or plan.models
     booked = config.decode_cpus if plan.decoders else config.model_cpus
     return plan.line(
         parts=len(todo),

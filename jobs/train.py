@@ -301,7 +301,8 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
         if config.branch != "all":
             files = [f"{config.branch}.safetensors", "metrics.json"]
             save_branch(load_model(Path(scratch)), config.branch, Path(scratch) / files[0])
-        put_unit(writer.store, "model", {name: Blob(data=Path(scratch) / name) for name in files})
+        blobs = {name: Blob(data=Path(scratch) / name) for name in files}
+        put_unit(writer.store, "model", blobs, claim=writer.claim_sha256)
     validated = {key: value for key, value in history[epoch].items() if key.startswith("val_")}
     return {"categories": len(plan.categories), "epochs": len(history), "epoch": epoch, **validated}
 

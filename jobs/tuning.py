@@ -23,7 +23,7 @@ from cluster.errors import BadInputError, JobFailedError, ObjectMissingError
 from cluster.storage import read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
-from jobs.querying import QuerySpec, dead_rows, open_searcher, query_spec, read_all, whitening_of
+from jobs.querying import QuerySpec, dead_rows, open_searcher, query_dim, query_spec, read_all, whitening_of
 from jobs.sharding import ShardRows
 from manet.exact import exact_search
 from manet.metrics import bootstrap_interval
@@ -107,19 +107,13 @@ class Queries:
         """Refuse queries that an index of `dim` dimensions, whose gallery was described by `spec`, never gets.
 
         Raises:
-            BadInputError: other dimensions, or another model, descriptor or size.
+            BadInputError: other dimensions, or another model, descriptor, size, precision, or other scales.
         """
         where = f"--queries {self.source.uri}"
         if self.vectors.shape[1] != dim:
             raise BadInputError(f"{where}: {self.vectors.shape[1]} dimensions, the index has {dim}")
-        if self.spec is None or spec is None:
-            return
-        pairs = [
-            (name, getattr(self.spec, name), getattr(spec, name)) for name in ("descriptor", "size", "precision")
-        ] + [("model", self.spec.model.sha256[:12], spec.model.sha256[:12])]
-        for name, own, wanted in pairs:
-            if own != wanted:
-                raise BadInputError(f"{where} was described with {name} {own}, the gallery with {wanted}")
+        if self.spec is not None and spec is not None:
+            self.spec.refuse_other(spec, where)
 
 
 def open_queries(config: TuningConfig) -> Queries | None:
@@ -175,10 +169,9 @@ def tune(
     counts = [part.rows - len(dead.get(part.name.removesuffix(".faiss"), ())) for part in shards]
     if queries is not None:
         whitening = whitening_of(index)
-        dim = index.manifest.summary["dim"] if whitening is None else whitening.shape[1]
-        queries.check(dim, query_spec(index) if index.parts("query.json") else None)
+        queries.check(query_dim(index), query_spec(index) if index.parts("query.json") else None)
         vectors_QD = queries.vectors if whitening is None else whiten(whitening, queries.vectors)
-        own: list[str] = [""] * len(vectors_QD)
+        own: list[str] | None = None
     else:
         vectors_QD, own = _made_up(rows_of, list(zip(shards, counts, strict=True)), config.tuning_queries, seed)
     say(f"{label}: exact answers of {len(vectors_QD)} queries")
@@ -222,9 +215,10 @@ def check_tuned(summary: Mapping[str, Any]) -> None:
 
 
 def tuning_files(tuning: Tuning | None, summary: Mapping[str, Any], suffix: str = "") -> dict[str, Blob]:
-    """`report.json` and, for an index that is not exact, `recall.png`: what was built and what was measured."""
+    """`report.json` and, of what was measured, `recall.png`: what an index holds, and how well it finds."""
     built = {name: value for name, value in summary.items() if name not in TUNED}
-    report = {**built, **({"tuning": tuning.report()} if tuning else EXACT)}
+    exact = EXACT if summary["factory"] == "Flat" else {}
+    report = {**built, **({"tuning": tuning.report()} if tuning else exact)}
     blobs = {f"report{suffix}.json": Blob(data=json.dumps(report, indent=1).encode())}
     return blobs | ({f"recall{suffix}.png": Blob(data=recall_png(tuning))} if tuning else {})
 
@@ -256,29 +250,31 @@ def _rows(rows_of: ShardRows, item: tuple[Part, Matrix, Matrix]) -> dict[int, tu
     return {place: (name, np.array(vectors[row])) for place, row, name in chosen}
 
 
-def _last_true(rows_of: ShardRows, shards: list[Part], queries_QD: Matrix, own: list[str], k: int) -> Matrix:
+def _last_true(rows_of: ShardRows, shards: list[Part], queries_QD: Matrix, own: list[str] | None, k: int) -> Matrix:
     """Score of each query's k-th true neighbour over all shards [Q]."""
     every = list(run_tasks(partial(_nearest, rows_of, queries_QD, own), shards))
     last: Matrix = -np.sort(-np.concatenate(every, 1), 1)[:, k - 1]
     return last
 
 
-def _nearest(rows_of: ShardRows, queries_QD: Matrix, own: list[str], part: Part) -> Matrix:
+def _nearest(rows_of: ShardRows, queries_QD: Matrix, own: list[str] | None, part: Part) -> Matrix:
     """Scores of the nearest rows of one shard [Q, up to 8], the query's own row left out."""
     table, vectors = rows_of(part)
     scores, rows = exact_search(vectors, queries_QD, K + 1, block=_BLOCK)
+    if own is None:
+        return scores
     names = table["image_id"].take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False).reshape(rows.shape)
     return np.where(names == np.array(own, object)[:, None], -np.inf, scores)
 
 
 def _walk(
-    index: Artifact, searches: tuple[Matrix, list[str], Matrix], k: int, depths: tuple[int, ...], target: float
+    index: Artifact, searches: tuple[Matrix, list[str] | None, Matrix], k: int, depths: tuple[int, ...], target: float
 ) -> tuple[list[Setting], dict[tuple[int, int], Matrix]]:
     """All settings that were looked at, and each query's share of found neighbours.
 
     Args:
         index: what is searched: through its cells, however few rows are live.
-        searches: queries [Q, D], the row that each must not find, the score of its k-th true neighbour [Q].
+        searches: queries [Q, D], the row that each must not find (None: none), the score of its k-th true neighbour [Q].
         k: neighbours.
         depths: candidates to try.
         target: recall to reach.
@@ -286,13 +282,14 @@ def _walk(
     queries_QD, own, last_Q = searches
     searcher = open_searcher(index, threads=1, folded=False, exact_below=0, expand=0)
     shares: dict[tuple[int, int], Matrix] = {}
-    asked = k + any(own)  # a query's own row is among the answers and does not count
 
     def measure(nprobe: int, refine: int) -> tuple[float, float]:
         searcher.nprobe, searcher.refine = nprobe, refine
-        starts = range(0, len(queries_QD), _BATCH)
-        hits = [each for at in starts for each in searcher.search(queries_QD[at : at + _BATCH], asked, stored=True)]
-        found = [[hit.score for hit in each if hit.image_id != name][:k] for each, name in zip(hits, own, strict=True)]
+        found: list[list[float]] = []
+        for at in range(0, len(queries_QD), _BATCH):
+            names = own[at : at + _BATCH] if own is not None else None
+            hits = searcher.search(queries_QD[at : at + _BATCH], k, stored=True, own=names)
+            found += [[hit.score for hit in each] for each in hits]
         shares[(nprobe, refine)] = found_share(found, last_Q, k)
         return float(shares[(nprobe, refine)].mean()), _alone_ms(searcher, queries_QD[:_ALONE])
 

@@ -18,7 +18,7 @@ from cluster.errors import BadInputError, IntegrityError
 from cluster.session import available_cpus
 from cluster.storage import open_store
 from cluster.telemetry import say
-from jobs.inputs import Table, local_copy, open_model, open_table
+from jobs.inputs import Kind, Table, local_copy, open_model, open_table
 from jobs.parquet import read_parquet
 from jobs.pictures import load_picture
 from jobs.streaming import picture_config
@@ -36,7 +36,7 @@ class Config(BaseModel):
     sample: int = Field(default=16, ge=0)
     """Pictures of descriptors that are described again; 0: none, and neither catalog nor model is read."""
     catalog: str = ""
-    """Where the catalog lies now, if it was moved."""
+    """Where the catalog (or the table of queries) lies now, if it was moved."""
     model: str = ""
     """Where the model lies now, if it was moved."""
     min_cosine: float = Field(default=0.999, ge=0, le=1)
@@ -74,14 +74,17 @@ def _counts(config: Config, artifact: Artifact) -> dict[str, Any]:
 def _sample(config: Config, artifact: Artifact) -> dict[str, Any]:
     """Describe a random sample again, and hold it against what is stored."""
     inputs = artifact.manifest.inputs
-    if not {"catalog", "model"} <= inputs.keys():
+    kind: Kind = "queries" if "queries" in inputs else "catalog"
+    if not {kind, "model"} <= inputs.keys():
         raise BadInputError(
             f"{artifact.uri} was made of no catalog and model, so no sample can be made: give --sample 0"
         )
-    table = open_table(config.catalog or inputs["catalog"].uri, "catalog", "--catalog")
+    if "descriptor" not in artifact.manifest.config:
+        raise BadInputError(f"{artifact.uri} does not say which descriptor it holds: give --sample 0")
+    table = open_table(config.catalog or inputs[kind].uri, kind, "--catalog", relevant=False)
     model = open_model(config.model or inputs["model"].uri)
     for name, given, wanted in (
-        ("catalog", table.source, inputs["catalog"]),
+        ("catalog", table.source, inputs[kind]),
         ("model", model.as_input(), inputs["model"]),
     ):
         if given.sha256 != wanted.sha256:

@@ -86,7 +86,7 @@ class Client:
             more: `rerank`, `fold`, `maps`, `explain` as in /v1/openapi.json.
 
         Raises:
-            ServiceError: refused, or no answer after all tries.
+            ServiceError: refused, or no answer after all tries; or the picture's file cannot be read, with code "file".
         """
         fields: list[tuple[str, str | bytes]] = [("k", str(k))]
         if picture is not None:
@@ -101,7 +101,7 @@ class Client:
         """For each picture, then each id: {"answer": ..., "error": ...}, one of them null.
 
         Raises:
-            ServiceError: the request as a whole was refused.
+            ServiceError: the request as a whole was refused, or a picture's file cannot be read.
         """
         fields: list[tuple[str, str | bytes]] = [("k", str(k)), *(("picture", _bytes(each)) for each in pictures)]
         fields += [("id", each) for each in image_ids]
@@ -169,7 +169,12 @@ def _has_port(parts: SplitResult) -> bool:
 
 
 def _bytes(picture: Picture) -> bytes:
-    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return Path(picture).read_bytes()
+    except OSError as error:
+        raise ServiceError(0, "file", f"{picture}: {error.strerror or type(error).__name__}") from None
 
 
 def _filters(categories: Sequence[str], ids: Sequence[str], more: Json) -> list[tuple[str, str | bytes]]:

@@ -6,6 +6,7 @@ with transparency), which Pillow does.
 """
 
 import io
+import re
 import warnings
 from typing import Any
 
@@ -20,6 +21,8 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 _FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF"}
 _KNOWN_ELSEWHERE = {b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "SVG or XML", b"\x00\x00\x00": "HEIF or AVIF"}
 _WHITE = 255
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a JPEG's segment; the others stand in the data of a scan
+_START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 
 
@@ -72,16 +75,24 @@ def _header(data: bytes, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise _unidentified(data, max_pixels) from None
     except Exception as error:
-        short = "truncated" in str(error).lower() or (data[:4] == b"RIFF" and len(data) < _riff_bytes(data))
-        raise PictureError(Reason.TRUNCATED if short else Reason.CORRUPT, f"header: {_line(error)}") from None
+        raise _bad_header(data, error) from None
     width, height = image.size
     if width * height > max_pixels:
         raise _too_large(width, height, max_pixels)
     if image.format not in _FORMATS:
         raise PictureError(Reason.UNSUPPORTED, f"format {image.format}")
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # a camera's MPO is one picture with previews
-        raise PictureError(Reason.ANIMATED, f"{image.format} of {getattr(image, 'n_frames', 2)} frames")
+    try:
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # an MPO is one picture with previews
+    except Exception as error:  # to count them Pillow reads the headers of all
+        raise _bad_header(data, error) from None
+    if frames > 1:
+        raise PictureError(Reason.ANIMATED, f"{image.format} of {frames} frames")
     return image
+
+
+def _bad_header(data: bytes, error: Exception) -> PictureError:
+    short = "truncated" in str(error).lower() or (data[:4] == b"RIFF" and len(data) < _riff_bytes(data))
+    return PictureError(Reason.TRUNCATED if short else Reason.CORRUPT, f"header: {_line(error)}")
 
 
 def _unidentified(data: bytes, max_pixels: int) -> PictureError:
@@ -134,7 +145,7 @@ def _imdecode(data: bytes, flag: int) -> Pixels:
 def _refuse_truncated(data: bytes, header: Image.Image) -> None:
     """Decoders fill what is missing with grey: look for the end that each format must have."""
     if header.format in {"JPEG", "MPO"}:
-        whole = data.rfind(b"\xff\xd9") >= data.rfind(b"\xff\xda") > 0
+        whole = _comes_to_its_end(data)
     elif header.format == "PNG":
         whole = b"IEND" in data[-4096:]
     elif header.format == "WEBP":
@@ -143,6 +154,20 @@ def _refuse_truncated(data: bytes, header: Image.Image) -> None:
         return
     if not whole:
         raise PictureError(Reason.TRUNCATED, f"{header.format} of {len(data)} bytes without its end")
+
+
+def _comes_to_its_end(data: bytes) -> bool:
+    """Whether the segments of a JPEG, one after the other, come to its end marker; what lies behind it may be anything (a
+    phone's film, more pictures).
+    """
+    at, scanned = 2, False
+    while found := _MARKER.search(data, at):
+        kind, at = data[found.end() - 1], found.end()
+        if kind == _END:
+            return scanned
+        scanned |= kind == _SCAN
+        at += int.from_bytes(data[at : at + 2], "big") if kind != _START else 0
+    return False
 
 
 def _riff_bytes(data: bytes) -> int:

@@ -61,6 +61,7 @@ class _How:
     k: int
     folded: bool
     rerank: bool
+    spare: int = 0  # more rows to keep, and candidates to re-score, than k needs
 
 
 _Ranked = tuple[Matrix, Matrix, Matrix]  # scores, shards and rows of a query's best
@@ -205,6 +206,7 @@ class Searcher:
         folded: bool = True,
         rerank: bool = True,
         stored: bool = False,
+        own: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """The k best gallery pictures for every query, best first; equal scores in order of id.
 
@@ -216,6 +218,8 @@ class Searcher:
             rerank: score candidates with the stored vectors; else they keep the quantized inner products, unless so few rows
                 may answer that each is compared.
             stored: the queries are vectors of this index, whitened already where it whitens.
+            own: of each query the id that does not answer it, its own picture: left out before near-duplicates are folded,
+                and one candidate more is re-scored in its place.
 
         Raises:
             InputError: queries of another number of dimensions.
@@ -225,8 +229,8 @@ class Searcher:
         queries = queries_QD if self._whitening is None or stored else whiten(self._whitening, queries_QD)
         if self._expand:
             queries = self.expanded(queries, self._expand, allowed=allowed)
-        how = _How(k=k, folded=folded and self._grouped, rerank=rerank)
-        return self._named(self._ranked(queries, how, allowed), how)
+        how = _How(k=k, folded=folded and self._grouped, rerank=rerank, spare=int(own is not None))
+        return self._named(self._ranked(queries, how, allowed), how, own)
 
     def expanded(
         self, vectors_QD: Matrix, count: int, *, allowed: Allowed | None = None, inside: bool = False
@@ -283,16 +287,40 @@ class Searcher:
             chosen = [(shard, np.flatnonzero(mask), None) for shard, mask in enumerate(allowed.masks)]
             every: list[list[_Piece]] = [[piece for piece in chosen if len(piece[1])]] * len(queries)
             return self._rescored(queries, every, how)
-        wanted = max(self.refine, -(-how.k * self.refine // USUAL_ANSWERS), how.k)
-        return self._rescored(queries, self._candidates(queries, wanted, allowed, alone=alone), how)
+        return self._rescored(queries, self._candidates(queries, how, allowed, alone=alone), how)
 
-    def _candidates(self, queries: Matrix, wanted: int, allowed: Allowed | None, *, alone: bool) -> list[list[_Piece]]:
-        """For each query its candidate rows, shard by shard."""
-        turned, cells, closeness = self._assign(queries, allowed)
+    def _candidates(self, queries: Matrix, how: _How, allowed: Allowed | None, *, alone: bool) -> list[list[_Piece]]:
+        """For each query its candidate rows, shard by shard.
+
+        Rows that pass a filter may lie in cells far from a query: where fewer answers are found than there are, twice as many
+        cells are visited, until all are.
+        """
+        turned, nprobe = self._turned(queries), self._probes(allowed)
+        cells = 0 if self._shards[0].ivf is None else self.scale.cells
+        needed = min(how.k + how.spare, allowed.rows if allowed is not None else len(self))
+        chosen: list[list[_Piece]] = [[] for _ in queries]
+        open_ones = np.arange(len(queries))
+        while len(open_ones):
+            found = self._in_cells(turned[open_ones], nprobe, how, allowed, alone=alone)
+            for place, pieces in zip(open_ones, found, strict=True):
+                chosen[place] = pieces
+            if nprobe >= cells:
+                break
+            few = np.array([sum(len(rows) for _, rows, _ in pieces) < needed for pieces in found])
+            open_ones, nprobe = open_ones[few], min(2 * nprobe, cells)
+        return chosen
+
+    def _in_cells(
+        self, turned: Matrix, nprobe: int, how: _How, allowed: Allowed | None, *, alone: bool
+    ) -> list[list[_Piece]]:
+        """For each query its candidate rows in the `nprobe` cells nearest to it, which are found once for all shards."""
+        wanted = max(self.refine, -(-how.k * self.refine // USUAL_ANSWERS), how.k) + how.spare
+        ivf = self._shards[0].ivf
+        closeness, cells = (None, None) if ivf is None else ivf.quantizer.search(turned, nprobe)
         masks: Sequence[Matrix | None] = allowed.masks if allowed else [None] * len(self._shards)
         each = self._each if alone else lambda work, items: [work(item) for item in items]
-        chosen: list[list[_Piece]] = [[] for _ in queries]
-        open_ones, asked = np.arange(len(queries)), wanted + _SPARE
+        chosen: list[list[_Piece]] = [[] for _ in turned]
+        open_ones, asked = np.arange(len(turned)), wanted + _SPARE
         while len(open_ones):
             picked: tuple[Matrix, Matrix | None, Matrix | None] = (turned[open_ones], None, None)
             if cells is not None and closeness is not None:
@@ -310,24 +338,24 @@ class Searcher:
             open_ones, asked = open_ones[~complete], asked * 4
         return chosen
 
-    def _assign(self, queries: Matrix, allowed: Allowed | None) -> tuple[Matrix, Matrix | None, Matrix | None]:
-        """Queries after the rotation, and the cells that they visit: once for all shards."""
-        index, ivf = self._shards[0].index, self._shards[0].ivf
-        if ivf is None:
-            return queries, None, None
-        turned = queries
-        for transform in transforms(index):
-            turned = transform.apply(turned)
-        nprobe = self.nprobe
-        if allowed is not None:  # the fewer rows may answer, the wider they lie
-            nprobe = min(ivf.nlist, -(-nprobe * sum(map(len, self._shards)) // max(1, allowed.rows)))
-        closeness, cells = ivf.quantizer.search(turned, nprobe)
-        return turned, cells, closeness
+    def _turned(self, queries: Matrix) -> Matrix:
+        """Queries after the rotation."""
+        first = self._shards[0]
+        for transform in transforms(first.index) if first.ivf is not None else []:
+            queries = transform.apply(queries)
+        return queries
+
+    def _probes(self, allowed: Allowed | None) -> int:
+        """Cells to visit: the fewer rows may answer, the wider they lie."""
+        if allowed is None:
+            return self.nprobe
+        scale = self.scale
+        return min(scale.cells, -(-self.nprobe * scale.rows // max(1, allowed.rows)))
 
     def _rescored(self, queries: Matrix, chosen: list[list[_Piece]], how: _How) -> list[_Ranked]:
         """Score candidates with the stored vectors; the k best, ties with the last of them included until ids decide."""
         kept: list[_Ranked] = []
-        k = how.k
+        k = how.k + how.spare
         for query, pieces in zip(queries, chosen, strict=True):
             found = [
                 products
@@ -336,7 +364,8 @@ class Searcher:
                 for shard, rows, products in pieces
             ]
             scores = np.concatenate([np.empty(0, np.float32), *found])
-            shards = np.repeat([piece[0] for piece in pieces], [len(piece[1]) for piece in pieces])
+            names, counts = [piece[0] for piece in pieces], [len(piece[1]) for piece in pieces]
+            shards = np.repeat(np.array(names, np.int64), np.array(counts, np.int64))  # of none too
             rows = np.concatenate([np.empty(0, np.int64), *(piece[1] for piece in pieces)])
             if len(scores) > k and not how.folded:
                 best = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -344,7 +373,7 @@ class Searcher:
             kept.append((scores, shards, rows))
         return kept
 
-    def _named(self, kept: list[_Ranked], how: _How) -> list[list[Hit]]:
+    def _named(self, kept: list[_Ranked], how: _How, own: Sequence[str] | None = None) -> list[list[Hit]]:
         """Rows as hits, with one look-up a shard for all queries together."""
         scores, shards, rows = (np.concatenate(column) for column in zip(*kept, strict=True))
         details: dict[str, list[Any]] = {
@@ -358,9 +387,11 @@ class Searcher:
                     column[place] = value
         listed, ids, groups = scores.tolist(), details["image_id"], details["group"]
         answers, start = [], 0
-        for one in kept:
+        for query, one in enumerate(kept):
             order = sorted(range(start, start + len(one[0])), key=lambda place: (-listed[place], ids[place]))
             start += len(one[0])
+            if own is not None:
+                order = [place for place in order if ids[place] != own[query]]
             if how.folded:
                 order = _first_of_each(order, groups)
             answers.append(

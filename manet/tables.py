@@ -89,6 +89,18 @@ def _checked(table: pa.Table, schema: pa.Schema, where: str, *, key: str, requir
     return checked
 
 
+def typed(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """A table whose columns have the types that a schema gives them; columns that it does not name stay.
+
+    Raises:
+        InputError: a column is of another type that cannot be cast.
+    """
+    for place, name in enumerate(table.column_names):
+        if name in schema.names and table[name].type != schema.field(name).type:
+            table = table.set_column(place, name, _cast(table, schema.field(name), where))
+    return table
+
+
 def _cast(table: pa.Table, field: pa.Field, where: str) -> pa.ChunkedArray | pa.Array:
     if field.name not in table.column_names:
         return pa.nulls(table.num_rows, field.type)

@@ -11,6 +11,7 @@ _EC2 = r"arn:aws:ec2:[^*:]+:[^*:]*:"
 _BOUNDS: dict[str, dict[str, tuple[str, ...]]] = {
     **{f"s3:{name}": {_OBJECTS: ()} for name in ("GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload")},
     "s3:ListBucket": {r"arn:aws:s3:::[^/*]+": ("s3:prefix",)},
+    "s3:ListBucketMultipartUploads": {r"arn:aws:s3:::[^/*]+": ()},  # it knows no prefix
     "ecr:GetAuthorizationToken": {r"\*": ()},  # these with * know no resource
     "ecr:BatchGetImage": {r"arn:aws:ecr:[^*]+:repository/[^*]+": ()},
     "ecr:GetDownloadUrlForLayer": {r"arn:aws:ecr:[^*]+:repository/[^*]+": ()},

@@ -78,7 +78,7 @@ class BatchItem(_Answer):
 
 
 class BatchAnswer(_Answer):
-    """One item a picture, then one an id, in the order of the request."""
+    """One item a picture, then one an id, each in the order of the request, whatever order they were mixed in."""
 
     items: list[BatchItem]
 

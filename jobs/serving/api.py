@@ -1,11 +1,13 @@
 """The routes of the API, version 1, and the page. What they say is what OpenAPI shows: `/v1/openapi.json`."""
 
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -44,8 +46,8 @@ Rerank = Annotated[
 Fold = Annotated[bool, Form(description="Of near-duplicates only the best answers, where the index knows them.")]
 
 
-def build_api(service: "Gateway") -> FastAPI:
-    """The app of one gateway."""
+def build_api(service: "Gateway", *, tokens: bool = False) -> FastAPI:
+    """The app of one gateway; with tokens its description says that a call of /v1 needs one, which the guard checks."""
     app = FastAPI(
         title="manet",
         summary="Find a product in a shop's pictures from a customer's photo.",
@@ -53,13 +55,16 @@ def build_api(service: "Gateway") -> FastAPI:
         openapi_url="/v1/openapi.json",
         docs_url=None,  # both load scripts from outside
         redoc_url=None,
+        redirect_slashes=False,  # to an address that the caller's Host header makes up
         lifespan=service.lifespan,
         responses={status: {"model": ErrorAnswer, "description": _REASONS[status]} for status in (401, 503)},
         separate_input_output_schemas=False,
     )
+    secured = [Depends(HTTPBearer(auto_error=False))] if tokens else []
     _errors(app)
-    _searches(app, service)
-    _items(app, service)
+    _searches(app, service, secured)
+    _items(app, service, secured)
+    _index(app, service, secured)
     _operations(app, service)
     _page(app)
     return app
@@ -99,23 +104,41 @@ def _errors(app: FastAPI) -> None:
 
 
 async def _known_fields(request: Request) -> None:
-    """Refuse a field that the route does not have: a filter that is misspelt must not pass for none.
+    """Refuse a field that the route does not have, or more of one than it takes: a filter that is misspelt must not pass for
+    none, and of two pictures none must be lost.
 
     Raises:
         Refusal: there is one.
     """
     route = request.scope["route"].dependant
-    known = {field.alias for field in route.body_params}
-    unknown = [name for name in await request.form() if name not in known]
+    known = {field.alias: get_origin(field.field_info.annotation) is list for field in route.body_params}
+    given = Counter(name for name, _ in (await request.form()).multi_items())
+    unknown = [name for name in given if name not in known]
     unknown += [f"{name} (in the address)" for name in request.query_params]
     if unknown:
         raise Refusal(
             422, "unknown_field", f"There is no field {unknown[0]}; the form's are {', '.join(sorted(known))}."
         )
+    for name, count in given.items():
+        if count > 1 and not known[name]:
+            several = " /v1/search:batch takes several." if name in {"picture", "id"} else ""
+            raise Refusal(422, "repeated_field", f"{name} is given {count} times; give it once.{several}")
 
 
-def _searches(app: FastAPI, service: "Gateway") -> None:
-    known = [Depends(_known_fields)]
+async def _known_parameters(request: Request) -> None:
+    """The same for what stands in an address after the question mark.
+
+    Raises:
+        Refusal: there is one that the route does not have.
+    """
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    if unknown := [name for name in request.query_params if name not in known]:
+        has = f"this address takes {', '.join(sorted(known))}" if known else "this address takes none"
+        raise Refusal(422, "unknown_field", f"There is no parameter {unknown[0]}; {has}.")
+
+
+def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
+    known = [*secured, Depends(_known_fields)]
 
     @app.post(
         "/v1/search",
@@ -147,7 +170,7 @@ def _searches(app: FastAPI, service: "Gateway") -> None:
             raise Refusal(422, "no_urls", "This service fetches no URLs; upload the picture.")
         data = None if picture is None else await picture.read()
         wish = serving.Wish(
-            k=k, categories=tuple(category), ids=tuple(ids), rerank=rerank, fold=fold, maps=maps, explain=explain
+            k=k, categories=_given(category), ids=tuple(ids), rerank=rerank, fold=fold, maps=maps, explain=explain
         )
         return await service.search(serving.Query(picture=data, image_id=id, url=url), wish)
 
@@ -166,21 +189,31 @@ def _searches(app: FastAPI, service: "Gateway") -> None:
         rerank: Rerank = True,
         fold: Fold = True,
     ) -> BatchAnswer:
-        """As `search`, for several pictures: a picture that cannot be used costs its own answers only."""
+        """As `search`, for several pictures: a picture that cannot be used costs its own answers only.
+
+        Items come in the order of the request: first all pictures, then all ids.
+        """
         count = len(picture) + len(id)
         if not 1 <= count <= MOST_PICTURES:
             raise Refusal(422, "batch_size", f"Give 1 to {MOST_PICTURES} pictures and ids; here: {count}.")
-        wish = serving.Wish(k=k, categories=tuple(category), ids=tuple(ids), rerank=rerank, fold=fold)
+        wish = serving.Wish(k=k, categories=_given(category), ids=tuple(ids), rerank=rerank, fold=fold)
         queries = [serving.Query(picture=await each.read()) for each in picture]
         queries += [serving.Query(image_id=each) for each in id]
         return BatchAnswer(items=await service.batch(queries, wish))
 
 
-def _items(app: FastAPI, service: "Gateway") -> None:
+def _given(categories: list[str]) -> tuple[str, ...]:
+    """Categories without the empty one, which a form sends whose field was left empty."""
+    return tuple(name for name in categories if name)
+
+
+def _items(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
+    known = [*secured, Depends(_known_parameters)]
     jpeg: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "A JPEG square."}}
 
     @app.get(
         "/v1/items/{image_id:path}/image",
+        dependencies=known,
         response_class=Response,
         responses=jpeg | _problems(404, 413, 415, 422, 502),
         operation_id="itemImage",
@@ -202,7 +235,7 @@ def _items(app: FastAPI, service: "Gateway") -> None:
         data = await (service.image(image_id, side) if map == "none" else service.image_map(image_id, side, map))
         return Response(data, media_type="image/jpeg", headers=headers)
 
-    @app.get("/v1/items", responses=_problems(422), operation_id="items")
+    @app.get("/v1/items", dependencies=known, responses=_problems(422), operation_id="items")
     async def items(
         count: Annotated[int, Query(ge=1, le=MOST_ANSWERS, description="Pictures, at most.")] = 16,
         seed: Annotated[int, Query(ge=0, le=2**31, description="Other pictures for another seed.")] = 0,
@@ -210,32 +243,40 @@ def _items(app: FastAPI, service: "Gateway") -> None:
         """Some pictures of the gallery, drawn evenly."""
         return await service.sample(count, seed)
 
-    @app.get("/v1/items/{image_id:path}", responses=_problems(404, 422), operation_id="item")
+    @app.get("/v1/items/{image_id:path}", dependencies=known, responses=_problems(404, 422), operation_id="item")
     async def item(image_id: str) -> Item:
         """A picture of the gallery: what the catalogue says of it."""
         return await service.item(image_id)
 
 
-def _operations(app: FastAPI, service: "Gateway") -> None:
-    @app.get("/v1/index", operation_id="index")
+def _index(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
+    known = [*secured, Depends(_known_parameters)]
+
+    @app.get("/v1/index", dependencies=known, responses=_problems(422), operation_id="index")
     async def index() -> IndexAnswer:
         """The index: size, settings, recall report, categories, rejects; and the limits of requests."""
         return await service.index()
 
     png: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "A plot."}}
 
-    @app.get("/v1/index/recall.png", response_class=Response, responses=png | _problems(404), operation_id="recallPlot")
+    @app.get(
+        "/v1/index/recall.png",
+        dependencies=known,
+        response_class=Response,
+        responses=png | _problems(404, 422),
+        operation_id="recallPlot",
+    )
     async def recall() -> Response:
         """Recall against cost of every setting that was tried when the index was tuned."""
         return Response(await service.recall_plot(), media_type="image/png", headers={"Cache-Control": _KEEP})
 
-    @app.head("/healthz", include_in_schema=False)
+
+def _operations(app: FastAPI, service: "Gateway") -> None:
     @app.get("/healthz", operation_id="health")
     async def health() -> Health:
         """The gateway lives."""
         return Health(status="ok")
 
-    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", operation_id="ready")
     async def ready() -> Health:
         """Pictures can be searched with."""
@@ -248,7 +289,6 @@ def _operations(app: FastAPI, service: "Gateway") -> None:
 
 
 def _page(app: FastAPI) -> None:
-    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})

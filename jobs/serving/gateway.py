@@ -122,7 +122,8 @@ class Gateway:
 
         from jobs.serving.api import build_api
 
-        app: Any = Guard(build_api(self), self.config, pending=self._pending, tokens=self._tokens, metrics=self.metrics)
+        api = build_api(self, tokens=bool(self._tokens))
+        app: Any = Guard(api, self.config, pending=self._pending, tokens=self._tokens, metrics=self.metrics)
         self._guard = app
         if self.config.cors_origin:
             headers = ["Authorization", "Content-Type"]
@@ -256,7 +257,7 @@ class Gateway:
 
         async def load() -> Picture:
             hit, _ = await self._thread(self._stored, edition, image_id)
-            return await self._pictured(self._looks.threads, self._looks.decode, await self._fetch(uri_of(hit)))
+            return await self._pictured(self._looks, await self._fetch(uri_of(hit)))
 
         return await self._images.get((edition.index.sha256, image_id, side), load)
 
@@ -292,11 +293,11 @@ class Gateway:
         data = query.picture
         if query.url is not None:
             data = await self._fetcher.fetch(query.url)
-        return await self._pictured(self._decoders.threads, self._decoders.decode, data or b"")
+        return await self._pictured(self._decoders, data or b"")
 
     async def _load(self, hit: Hit) -> Picture:
         """A gallery picture, prepared as it was when it was described."""
-        return await self._pictured(self._decoders.threads, self._decoders.decode, await self._fetch(uri_of(hit)))
+        return await self._pictured(self._decoders, await self._fetch(uri_of(hit)))
 
     async def _fetch(self, uri: str) -> bytes:
         """The bytes of a gallery picture.
@@ -376,11 +377,11 @@ class Gateway:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     @staticmethod
-    async def _pictured(threads: ThreadPoolExecutor, work: Callable[..., _T], *arguments: object) -> _T:
+    async def _pictured(decoders: Decoders, data: bytes) -> Picture:
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(decoders.threads, decoders.decode, data)
         except PictureError as error:
-            raise of_picture(error) from None
+            raise of_picture(error, decoders.max_pixels) from None
 
     async def _refresh(self) -> None:
         while True:

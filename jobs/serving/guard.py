@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
+from python_multipart.multipart import parse_options_header
+
 from jobs.serving.metrics import ServingMetrics
 from jobs.serving.refusals import Refusal
 from jobs.serving.settings import AT_ONCE, UPLOADS, ServingConfig
@@ -31,6 +33,7 @@ _WEIGHTS = {"/v1/search:batch": AT_ONCE}  # path -> searches in hand that one co
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _OPEN = ("/healthz", "/readyz")  # without a token
 _HEAD = 32 << 10  # bytes of a request's headers
+_TAIL = 1 << 10  # bytes at the end of a form, among which its last boundary is
 _CLIENTS = 10_000  # whose rate is remembered
 _BURST_S = 10
 _HEADERS = {
@@ -108,8 +111,10 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
         client = self._client(scope, headers)
-        if method not in {"GET", "HEAD", "OPTIONS"}:
-            self._check_body(headers, self._config.max_body * SEARCHES.get(path, 1))
+        if method == "POST" and path in SEARCHES:  # no other route reads a body
+            self._check_body(headers, self._config.max_body * SEARCHES[path])
+        if method == "HEAD":  # what GET says; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         cost = _cost(scope)
         if not cost:
             async with asyncio.timeout(self._config.request_seconds):
@@ -133,9 +138,16 @@ class Guard:
             limit.reschedule(asyncio.get_running_loop().time() + self._config.request_seconds)
             began = time.monotonic()
 
+        end, tail = _end_of_form(scope), b""
+
         async def receiving() -> Message:
+            nonlocal tail
             message = await receive()
+            if message["type"] == "http.request":
+                tail = (tail + message.get("body", b"")[-_TAIL:])[-_TAIL:]
             if not began and message["type"] == "http.request" and not message.get("more_body", False):
+                if end not in tail:
+                    raise Refusal(400, "cut_off", "The form is cut off: its last boundary is missing.")
                 begin()
             return message
 
@@ -259,6 +271,14 @@ def _cost(scope: Scope) -> int:
         return SEARCHES.get(scope["path"], 0)
     wanted = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("map", ["none"])
     return int(scope["path"].endswith("/image") and wanted[-1] != "none")
+
+
+def _end_of_form(scope: Scope) -> bytes:
+    """The last boundary of a multipart form; b"" where the request has none."""
+    said = b"; ".join(value for name, value in scope["headers"] if name.lower() == b"content-type")
+    kind, options = parse_options_header(said)
+    boundary = options.get(b"boundary", b"") if kind == b"multipart/form-data" else b""
+    return b"--" + boundary + b"--" if boundary else b""
 
 
 async def refuse(refusal: Refusal, send: Send) -> None:

@@ -57,6 +57,11 @@ class Decoders:
         return picture
 
     @property
+    def max_pixels(self) -> int:
+        """Largest width x height that is decoded."""
+        return self._config.max_pixels
+
+    @property
     def restarts(self) -> int:
         """Processes that a picture ended."""
         return sum(decoder.restarts for decoder in self._all)

@@ -9,16 +9,17 @@ _BY_REASON = {
     Reason.NOT_A_PICTURE: 415,
     Reason.UNSUPPORTED: 415,
 }
+_FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 _FOR_PEOPLE = {
     Reason.MISSING: "The picture is no longer where the catalogue says.",
     Reason.UNREADABLE: "The picture cannot be read from where the catalogue says.",
     Reason.EMPTY: "The file is empty.",
-    Reason.NOT_A_PICTURE: "This file is not a picture.",
-    Reason.TRUNCATED: "The picture is cut off: only a part of its file arrived.",
+    Reason.NOT_A_PICTURE: f"This file is not a picture. Give {_FORMATS}.",
+    Reason.TRUNCATED: "The picture's file is cut off: its end is missing. Give a whole one.",
     Reason.CORRUPT: "The picture's file is damaged.",
-    Reason.TOO_LARGE: "The picture has too many pixels.",
+    Reason.TOO_LARGE: "The picture is too large.",
     Reason.ANIMATED: "The picture is animated; give a still one.",
-    Reason.UNSUPPORTED: "Pictures of this format are not supported; give JPEG, PNG, WebP, GIF, BMP or TIFF.",
+    Reason.UNSUPPORTED: f"Pictures of this format are not supported. Give {_FORMATS}.",
     Reason.CRASHED_DECODER: "The picture cannot be decoded.",
     Reason.TIMED_OUT: "The picture takes too long to decode.",
     Reason.DEAD_FEATURE_MAP: "Nothing can be seen in the picture.",
@@ -54,6 +55,14 @@ class Refusal(Exception):  # noqa: N818 - no fault of ours: an answer
         return {"error": {"code": self.code, "message": self.message}}
 
 
-def of_picture(error: PictureError) -> Refusal:
-    """What is wrong with a picture, as an answer: no detail of files or addresses leaves the service."""
-    return Refusal(_BY_REASON.get(error.reason, 422), str(error.reason), _FOR_PEOPLE[error.reason])
+def of_picture(error: PictureError, most_pixels: int = 0) -> Refusal:
+    """What is wrong with a picture, as an answer: no detail of files or addresses leaves the service.
+
+    Args:
+        error: what is wrong.
+        most_pixels: that a picture may have, where it was decoded under this limit.
+    """
+    message = _FOR_PEOPLE[error.reason]
+    if error.reason is Reason.TOO_LARGE and most_pixels:
+        message = f"The picture has too many pixels: at most {most_pixels:,} (width x height) are taken."
+    return Refusal(_BY_REASON.get(error.reason, 422), str(error.reason), message)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifact import ArtifactWriter, Blob, Input, open_artifact, put_unit
+from cluster.artifact import ArtifactWriter, Blob, Input, finished_unit, open_artifact, put_unit
 from cluster.errors import (
     ArtifactMissingError,
     BadInputError,
@@ -12,7 +12,7 @@ from cluster.errors import (
     JobFailedError,
     WrongKindError,
 )
-from cluster.storage import Store, open_store
+from cluster.storage import Entry, LocalStore, Store, open_store
 
 
 def _open(
@@ -97,6 +97,18 @@ class TestLife:
             two.commit(["0"], {"who": 2}, {})
         assert open_artifact(store.uri(), "descriptors").manifest.summary == {"who": 1}
 
+    def test_what_an_overwritten_run_leaves_late_is_not_the_new_runs(self, store: Store) -> None:
+        old = _open(store)
+        new = _open(store, size=320, overwrite=True)
+        put_unit(store, "0", {"part-0.bin": Blob(data=b"old")}, claim=old.claim_sha256)
+        assert finished_unit(store, "0", claim=new.claim_sha256) is None
+        assert finished_unit(store, "0", claim=old.claim_sha256) == finished_unit(store, "0") is not None
+        with pytest.raises(JobFailedError, match="another command took this folder"):
+            old.commit(["0"], {}, {})
+        put_unit(store, "0", {"part-0.bin": Blob(data=b"new")}, claim=new.claim_sha256)
+        assert finished_unit(store, "0", claim=new.claim_sha256) is not None
+        assert new.commit(["0"], {}, {}).parts[0].bytes == 3
+
     def test_tampering_is_found(self, store: Store) -> None:
         writer = _open(store)
         _put(writer, "0")
@@ -131,3 +143,19 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"holiday\.jpg"):
         _open(open_store(tmp_path), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_what_a_console_makes_of_an_empty_folder_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3's console puts an empty object of the folder's own name; the local server of the tests keeps none of these."""
+    store = open_store(tmp_path)
+    listed = [Entry("", 0, 0.0), Entry("more/", 0, 0.0)]
+    monkeypatch.setattr(
+        LocalStore, "list", lambda _, prefix="", **__: (entry for entry in listed if entry.name.startswith(prefix))
+    )
+    _open(store)
+    (tmp_path / "claim.json").unlink()
+    listed.append(Entry("more/notes.txt", 0, 0.0))
+    with pytest.raises(BadInputError, match=r"not empty .*it holds more/notes.txt"):
+        _open(store)

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import socket
@@ -8,13 +9,23 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from cluster import s3 as s3_module
-from cluster.errors import AlreadyExistsError, BadInputError, ObjectMissingError, PermanentStoreError
+from cluster.errors import (
+    AlreadyExistsError,
+    BadInputError,
+    ObjectDeniedError,
+    ObjectMissingError,
+    PermanentStoreError,
+    RetryableStoreError,
+    StoreError,
+)
 from cluster.local_s3 import LocalS3, free_ports
-from cluster.storage import Store, open_store, read_uri, resolve_uri, split_uri
+from cluster.storage import Store, arrow_filesystem, open_store, read_uri, resolve_uri, split_uri
 
 
 class TestStore:
@@ -27,6 +38,10 @@ class TestStore:
         assert store.read("a/b.bin", start=10, length=5) == data[10:15]
         assert store.read("a/b.bin", start=299_990) == data[-10:]
         assert store.read("a/b.bin", length=0) == b""
+        assert store.read("a/b.bin", length=len(data) + 1) == data
+        assert store.read("a/b.bin", start=len(data), length=5) == b""
+        store.write("empty", b"")
+        assert store.read("empty", length=5) == b""
         assert store.size("a/b.bin") == len(data)
         assert read_uri(store.uri("a/b.bin")) == data
 
@@ -104,11 +119,95 @@ def test_uris() -> None:
     assert resolve_uri("i/x.jpg", "s3://b/tables/t.parquet") == "s3://b/tables/i/x.jpg"
     store, name = split_uri("/some/folder/x.jpg")
     assert (store.uri(), name) == ("/some/folder", "x.jpg")
-    for uri in ("https://host/x.jpg", "ftp://host/x"):
+    for uri in ("https://host/x.jpg", "ftp://host/x", "gs://[x/y.jpg"):
         with pytest.raises(BadInputError, match="not supported"):
             open_store(uri)
     with pytest.raises(BadInputError, match="no bucket"):
         open_store("s3://")
+    with pytest.raises(BadInputError, match="no bucket can be named 'my shop'"):
+        open_store("s3://my shop/x")
+
+
+def test_uris_of_files_are_unquoted_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "my shop").mkdir()
+    (tmp_path / "my shop" / "50% #1.jpg").write_bytes(b"1")
+    uri = (tmp_path / "my shop" / "50% #1.jpg").as_uri()
+    assert uri.endswith("/my%20shop/50%25%20%231.jpg")
+    assert read_uri(uri) == b"1"
+    assert split_uri("file:///x.jpg")[0].uri() == "/"
+    assert read_uri(str(tmp_path / "my shop" / "50% #1.jpg")) == b"1"
+
+
+def test_a_local_folder_is_listed_through_its_links_or_not_at_all(tmp_path: Path) -> None:
+    for name in ("shop/a/1", "shop/c", "elsewhere/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12")
+    (tmp_path / "shop" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "shop")
+    (tmp_path / "shop" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "shop" / "itself").symlink_to(tmp_path / "shop" / "itself")
+    store = open_store(tmp_path / "shop")
+    own = [("c", 2), ("gone", 0), ("itself", 0), ("a/1", 2)]
+    assert [(entry.name, entry.size) for entry in store.list()] == [*own, ("b/2", 2)]
+    assert [(entry.name, entry.size) for entry in store.list(links=False)] == own
+    assert list(open_store(tmp_path / "none").list()) == list(open_store(tmp_path / "shop" / "c").list()) == []
+    assert [entry.name for entry in open_store(tmp_path / "shop" / "b").list(links=False)] == [
+        "2"
+    ]  # named, so followed
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any folder")
+def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0)
+    with pytest.raises(ObjectDeniedError, match="/a: permission denied"):
+        list(open_store(tmp_path).list())
+
+
+def test_errors_of_listing_a_folder_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(RetryableStoreError, match="Input/output error"):
+        list(open_store(tmp_path).list())
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message", "kind"),
+    [
+        ("AccessDenied", 403, "Access Denied", ObjectDeniedError),
+        ("InvalidObjectState", 403, "archived", ObjectDeniedError),
+        ("NoSuchKey", 404, "", ObjectMissingError),
+        ("ExpiredToken", 400, "", PermanentStoreError),
+        ("InvalidAccessKeyId", 403, "", PermanentStoreError),
+        ("SignatureDoesNotMatch", 403, "The signature we calculated differs", PermanentStoreError),
+        ("NoSuchBucket", 404, "", PermanentStoreError),
+        ("AccountProblem", 403, "Generate new keys for this corporate account", PermanentStoreError),
+        ("Forbidden", 403, "Please reduce your request rate", RetryableStoreError),
+        ("Forbidden", 403, "Rate limit exceeded", RetryableStoreError),
+    ],
+)
+def test_what_is_one_objects_own_and_what_the_stores(
+    code: str, status: int, message: str, kind: type[StoreError]
+) -> None:
+    """Only the former may become a reject of a picture."""
+    reply: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    assert type(s3_module._translated(ClientError(reply, "GetObject"), "s3://b/x")) is kind
+
+
+def test_temporary_keys_do_not_travel(s3: LocalS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is pickled to workers holds keys only where they last; the others' are found on each node."""
+    secret = s3.environ["AWS_SECRET_ACCESS_KEY"]
+    filesystem, path = arrow_filesystem(s3_root)
+    assert secret.encode() in pickle.dumps(filesystem)
+    with filesystem.open_output_stream(f"{path}/x") as stream:
+        stream.write(b"1")
+    assert open_store(s3_root).read("x") == b"1"
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "short-lived")
+    sent = pickle.dumps(arrow_filesystem(s3_root)[0])
+    assert secret.encode() not in sent
+    assert b"short-lived" not in sent
+    assert s3.environ["AWS_ENDPOINT_URL"].encode() in sent
 
 
 def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:

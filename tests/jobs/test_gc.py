@@ -5,12 +5,15 @@ import time
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
 import pytest
 
 from cluster.artifact import ArtifactWriter, Blob, open_artifact, put_unit
 from cluster.errors import BadInputError
 from cluster.storage import LocalStore, Store
 from jobs.gc import Config, run
+from jobs.packing import PACKED
+from jobs.parquet import parquet_bytes
 from tests.conftest import Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 
@@ -65,6 +68,37 @@ def test_what_a_killed_writer_left_unfinished(store: Store) -> None:
     assert run(Config(out=store.uri(""), grace_hours=SOON, delete=True))["orphans"] == 1
     assert list(store.unfinished()) == []
     assert len(checksums(store.uri(""))) == 2
+
+
+def test_what_lies_behind_a_link_is_not_removed(tmp_path: Path) -> None:
+    writer = _artifact(str(tmp_path / "run"), commit=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept.bin").write_bytes(b"1")
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "elsewhere")
+    writer.store.write("orphan.bin", b"1")
+    assert run(Config(out=str(tmp_path / "run"), grace_hours=SOON, delete=True))["orphans"] == 1
+    assert (tmp_path / "elsewhere" / "kept.bin").exists()
+
+
+def test_of_a_packed_table_only_its_uris_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uris = ["images/a.jpg", "images/b.jpg"]
+    rows = [{"image_id": uri[-5], "uri": uri, "bytes": os.urandom(4_000_000)} for uri in uris]
+    writer = ArtifactWriter.open(str(tmp_path), "catalog", config={}, claimed=(), inputs={})
+    part = Blob(data=parquet_bytes(pa.Table.from_pylist(rows, PACKED)), rows=2)
+    put_unit(writer.store, "00000", {"catalog-00000.parquet": part}, claim=writer.claim_sha256)
+    writer.commit(["00000"], {}, {})
+    for name in (*uris, "images/c.jpg"):
+        writer.store.write(name, b"1")
+    sizes: list[int] = []
+    read = LocalStore.read
+
+    def counted(store: LocalStore, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        sizes.append(len(data := read(store, name, start=start, length=length)))
+        return data
+
+    monkeypatch.setattr(LocalStore, "read", counted)
+    assert run(Config(out=str(tmp_path), grace_hours=SOON))["orphans"] == 1
+    assert sum(sizes) < 2_000_000
 
 
 def test_a_folder_where_a_run_may_be_at_work_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import torch
 from cluster.artifact import open_artifact
 from jobs.compare import ATTENDED, BOLTED_ON, PLAIN, _beside
 from jobs.inputs import local_copy
-from jobs.querying import answer_row, open_index, open_searcher, read_all
+from jobs.querying import answer_row, open_index, open_searcher, query_spec, read_all
+from jobs.tuning import TuningConfig, open_queries
 from manet.checkpoint import load_model, save_model
 from manet.config import NetworkConfig
 from manet.describe import Describer
@@ -106,6 +107,10 @@ def test_search_among_some_pictures_only(manet: Run, index: Path, shop: Path, tm
     (tmp_path / "other.txt").write_text("of-another-shop")
     refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "other.txt")
     assert_refused(refused, 2, "--ids", "no picture of", "passes the filter")
+    table = ("--queries", shop / "queries", "--out", tmp_path / "out")
+    refused = manet("search", "--index", index, *table, "--ids", tmp_path / "other.txt")
+    assert_refused(refused, 2, "--ids", "no picture of", "passes the filter")
+    assert not (tmp_path / "out").exists()
     refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "none.txt")
     assert_refused(refused, 2, "--ids", "no such text file")
 
@@ -121,6 +126,10 @@ def test_evaluate(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
     wanted = retrieval_metrics(ranked, relevant)
     assert {key: summary[key] for key in wanted} == wanted
     assert summary["map@7"] > 0.1  # chance is below 0.05
+    described = tmp_path / "evaluation" / "query-descriptors"
+    assert summary_of(manet("verify", described, "--sample", 3))["same_bits"] == 3
+    queries_of = open_queries(TuningConfig(queries=str(described)))
+    assert queries_of is not None and queries_of.spec == query_spec(open_index(str(index)))
 
 
 def test_a_table_is_searched_as_its_pictures_are(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:

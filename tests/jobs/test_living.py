@@ -1,7 +1,9 @@
 """An index that changes: `manet index add`, `delete`, `compact`, `prune`, against exact search of what should be in it."""
 
+import json
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Input, put_unit
 from cluster.errors import BadInputError, ClusterError
 from cluster.session import SessionConfig, ray_session
 from cluster.versions import Change
 from jobs import dedup, index, living, status
+from jobs.inputs import open_table
 from jobs.parquet import parquet_bytes
 from jobs.querying import open_index, open_newest_searcher, open_searcher
 from manet.exact import exact_search
 from manet.tables import descriptor_column
+from tests.jobs.helpers import checksums
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 DIM = 16
@@ -40,9 +44,17 @@ def vectors_of(rows: int, seed: int, spread: float = 0.3) -> Matrix:
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float16)
 
 
-def describe(folder: Path, ids: list[str], vectors: Matrix, part_rows: int = 50) -> str:
+def describe(
+    folder: Path,
+    ids: list[str],
+    vectors: Matrix,
+    part_rows: int = 50,
+    inputs: Mapping[str, Input] | None = None,
+    **config: object,
+) -> str:
     """A descriptors artifact, as `extract` writes it, of vectors that no model made."""
-    writer = ArtifactWriter.open(str(folder), "descriptors", config={"name": folder.name}, claimed=("name",), inputs={})
+    config |= {"name": folder.name, "part_rows": part_rows}
+    writer = ArtifactWriter.open(str(folder), "descriptors", config=config, claimed=("name",), inputs=inputs or {})
     units = []
     for number, start in enumerate(range(0, len(ids), part_rows)):
         table = pa.table({"image_id": ids[start : start + part_rows]})
@@ -57,11 +69,11 @@ def describe(folder: Path, ids: list[str], vectors: Matrix, part_rows: int = 50)
 class Gallery:
     """An index on disk, and beside it what it should hold."""
 
-    def __init__(self, folder: Path, rows: int = 300) -> None:
+    def __init__(self, folder: Path, rows: int = 300, factory: str = FACTORY) -> None:
         self.folder, self.uri = folder, str(folder / "index")
         self.held = dict(zip([f"a{row:04d}" for row in range(rows)], vectors_of(rows, 0), strict=True))
         descriptors = describe(folder / "a", list(self.held), np.array(list(self.held.values())))
-        index.run(index.Config(descriptors=descriptors, out=self.uri, factory=FACTORY, shard_rows=100))
+        index.run(index.Config(descriptors=descriptors, out=self.uri, factory=factory, shard_rows=100))
 
     def add(self, name: str, rows: int, seed: int, spread: float = 0.3, *, replace: bool = False) -> dict[str, Any]:
         new = dict(zip([f"{name}{row:04d}" for row in range(rows)], vectors_of(rows, seed, spread), strict=True))
@@ -84,6 +96,9 @@ class Gallery:
         vectors = np.array([self.held[name] for name in names])
         searcher = open_searcher(artifact, nprobe=8, refine=10_000)
         assert len(searcher) == artifact.manifest.summary["rows"] == len(names)
+        (report,) = artifact.parts("report")
+        told = json.loads(artifact.read(report))
+        assert (told["rows"], told["deleted"]) == (len(names), artifact.manifest.summary["deleted"])
         queries = vectors[::17].astype(np.float32)
         found = [[hit.image_id for hit in hits] for hits in searcher.search(queries, 7)]
         assert found == [[names[row] for row in rows] for rows in exact_search(vectors, queries, 7)[1]]
@@ -125,6 +140,9 @@ def test_what_is_refused_and_what_is_done_already(tmp_path: Path) -> None:
     gallery.add("b", 20, 1)
     again = living.add(living.AddConfig(index=gallery.uri, descriptors=str(tmp_path / "b-1")))
     assert again["version"] == 2
+    flat = describe(tmp_path / "flat", ["q"], np.ones((1, 4), np.float16))
+    with pytest.raises(BadInputError, match="4 dimensions, the index has 16"):
+        living.add(living.AddConfig(index=gallery.uri, descriptors=flat))
     with pytest.raises(BadInputError, match=r"20 ids are in the index already, e\.g\. 'b0000'"):
         gallery.add("b", 20, 3)
     gallery.delete(["b0001"])
@@ -192,6 +210,151 @@ def test_the_loser_of_a_race_starts_again_from_the_winner(tmp_path: Path) -> Non
 
     assert living._apply(living.IndexConfig(index=gallery.uri), change)["version"] == 3
     assert calls == [1, 2]
+    gallery.check()
+
+
+def test_a_number_that_was_pruned_meanwhile_is_not_taken(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    calls: list[int] = []
+
+    def change(base: Artifact) -> Change:
+        calls.append(base.manifest.number)
+        if len(calls) == 1:
+            gallery.delete(["a0000"])
+            gallery.delete(["a0001"])
+            living.prune(living.PruneConfig(index=gallery.uri, keep=1))
+        return living._change(
+            base, list(base.manifest.parts), living.IndexConfig(index=gallery.uri), {"action": "mine"}
+        )
+
+    assert living._apply(living.IndexConfig(index=gallery.uri), change)["version"] == 4
+    assert calls == [1, 3]
+    assert open_index(gallery.uri).manifest.summary["action"] == "mine"
+    gallery.check()
+
+
+@pytest.mark.parametrize(
+    ("field", "other", "said"),
+    [
+        ("size", 320, "with size 320, the gallery with 480"),
+        ("scales", [1.0, 0.7], r"with scales \(1.0, 0.7\), the gallery with \(1.0,\)"),
+        ("descriptor", "gem", "with descriptor gem, the gallery with sr-mac"),
+        ("precision", "float16", "with precision float16"),
+        ("model", "b" * 64, "with model bbbbbbbbbbbb, the gallery with aaaaaaaaaaaa"),
+        ("model", "", "vectors of no model"),
+    ],
+)
+def test_rows_that_were_described_otherwise_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str, other: object, said: str
+) -> None:
+    made: dict[str, Any] = {
+        "descriptor": "sr-mac",
+        "size": 480,
+        "batch_size": 8,
+        "precision": "float32",
+        "scales": [1.0],
+    }
+
+    def described(name: str, **changed: object) -> str:
+        sha = str(changed.pop("model", "a" * 64))
+        inputs = {"model": Input(uri="/model", sha256=sha)} if sha else {}
+        return describe(
+            tmp_path / name, [f"{name}{row}" for row in range(20)], vectors_of(20, 0), inputs=inputs, **made | changed
+        )
+
+    uri = str(tmp_path / "index")
+    index.run(index.Config(descriptors=described("a"), out=uri))
+    assert living.add(living.AddConfig(index=uri, descriptors=described("b")))["recall@7"] == 1  # flat as before
+    monkeypatch.setattr(living, "ray_session", None)  # nothing is started for it
+    with pytest.raises(BadInputError, match=said):
+        living.add(living.AddConfig(index=uri, descriptors=described("c", **{field: other})))
+
+
+class KilledError(Exception):
+    """Instead of a kill."""
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, command: Callable[[], Any]) -> None:
+    """Run a change until it would commit."""
+
+    def commit(base: Artifact, change: Change) -> Artifact:
+        raise KilledError
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(living, "commit_version", commit)
+        command()
+
+
+@pytest.mark.parametrize("other", [{"seed": 5}, {"train_cpus": 2.0}])
+def test_a_killed_compaction_lends_nothing_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    gallery = Gallery(tmp_path)
+    gallery.add("z", 300, 5, spread=1)
+    shutil.copytree(gallery.uri, tmp_path / "calm")
+    flags: dict[str, Any] = {"shard_rows": 200, "max_drift": 1.01}
+    killed(monkeypatch, lambda: living.compact(living.CompactConfig(index=gallery.uri, **flags)))
+    before = set(Path(gallery.uri).glob("trained-*.faiss"))
+    for uri in (gallery.uri, str(tmp_path / "calm")):
+        living.compact(living.CompactConfig(index=uri, **flags, **other))
+    one, two = (checksums(uri, "index") for uri in (gallery.uri, tmp_path / "calm"))
+    assert one == two
+    assert set(Path(gallery.uri).glob("trained-*.faiss")) > before  # trained anew
+
+
+def test_a_killed_add_without_details_lends_nothing_to_one_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = Gallery(tmp_path)
+    ids = [f"b{row:04d}" for row in range(60)]
+    pq.write_table(pa.table({"image_id": ids, "uri": [f"{name}.jpg" for name in ids]}), tmp_path / "catalog.parquet")
+    source = open_table(str(tmp_path / "catalog.parquet"), "catalog", "--catalog").source
+    new = describe(tmp_path / "b", ids, vectors_of(60, 1), inputs={"catalog": source})
+    killed(monkeypatch, lambda: living.add(living.AddConfig(index=gallery.uri, descriptors=new, details=False)))
+    living.add(living.AddConfig(index=gallery.uri, descriptors=new))
+    found = open_searcher(open_index(gallery.uri)).item("b0001")
+    assert found is not None and found[0].uri == str(tmp_path / "b0001.jpg")
+
+
+def test_a_late_fill_of_an_overwritten_run_is_not_the_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, late = Gallery(tmp_path), tmp_path / "late"
+    shutil.copytree(gallery.uri, late)
+    ids = list(gallery.held)
+    other = describe(tmp_path / "other", ids, vectors_of(300, 9))
+    flags: dict[str, Any] = {"out": gallery.uri, "factory": FACTORY, "shard_rows": 100, "descriptors": other}
+
+    def build(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(index, "build_shards", build)
+        index.run(index.Config(**flags, overwrite=True))
+    for path in [*late.glob("shard-*"), *(late / "receipts").glob("shard-*")]:
+        shutil.copy(path, Path(gallery.uri) / path.relative_to(late))
+    index.run(index.Config(**flags))
+    gallery.held = dict(zip(ids, vectors_of(300, 9), strict=True))
+    gallery.check()
+    now = checksums(gallery.uri, "index")
+    with monkeypatch.context() as patched:  # of the same claim what is finished is kept
+        patched.setattr("jobs.sharding._fill", build)
+        Path(gallery.uri, "manifest.json").unlink()
+        index.run(index.Config(**flags))
+    assert checksums(gallery.uri, "index") == now
+
+
+def test_an_index_outgrows_flat_and_becomes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manet.index.FLAT_ROWS", 400)
+    gallery = Gallery(tmp_path, factory="auto")
+    assert gallery.add("b", 300, 1)["factory"] == "Flat"
+    gallery.check()
+    done = living.compact(living.CompactConfig(index=gallery.uri))
+    assert (done["factory"], done["action"]) == ("Dealt16,IVF8,PQ8x4fs", "compact 4 shards into Dealt16,IVF8,PQ8x4fs")
+    assert done["recall@7"] >= done["recall_target"] == 0.95
+    assert living.compact(living.CompactConfig(index=gallery.uri))["version"] == done["version"]
+    gallery.check()
+    gallery.delete([f"b{row:04d}" for row in range(290)])
+    done = living.compact(living.CompactConfig(index=gallery.uri))
+    assert (done["factory"], done["recall@7"], "nprobe" in done) == ("Flat", 1, False)
     gallery.check()
 
 
@@ -268,6 +431,10 @@ def test_groups_are_the_planted_ones(tmp_path: Path) -> None:
     assert groups == dedup.joined(pairs)
     assert done["pictures"] == len(groups) >= 55
     index.run(index.Config(out=str(tmp_path / "once"), dedup=str(tmp_path / "groups"), **flags))
+    dedup.run(dedup.Config(index=str(tmp_path / "once"), nprobe=4, out=str(tmp_path / "again")))
+    assert pq.read_table(tmp_path / "again" / "groups.parquet").equals(
+        pq.read_table(tmp_path / "groups" / "groups.parquet")
+    )
     hits = open_searcher(open_index(str(tmp_path / "once")), nprobe=4).search(both[:30], 7)
     for answers in hits:
         seen = [groups.get(hit.image_id, hit.image_id) for hit in answers]

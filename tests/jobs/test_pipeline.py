@@ -4,9 +4,11 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.report import table_lines
 from tests.conftest import Run
 from tests.jobs.helpers import Done, assert_refused, scalars, summary_of
 
@@ -120,10 +122,47 @@ def test_the_report_stands_alone(piped: tuple[Path, Done]) -> None:
     assert "MAP@7" in " ".join(page.words)
     rows = json.loads((out / "comparison" / "table.json").read_text())
     assert {f"{row['whitened_map@7']:.3f}" for row in rows} <= set(page.words)
-    assert "hit" in page.classes
+    assert {"hit", "best"} <= set(page.classes)
+    assert page.words.count("reference") == 2  # SR-MAC itself, as it is and whitened
+    words = " ".join(page.words)
+    assert "+0.000" not in words and "-0.000" not in words
+    for meaning in (
+        "the highest MAP@7 of the table",
+        "divided by all that are relevant",
+        "(1 + S) * F",
+        "drawn at random",
+    ):
+        assert meaning in words
+    assert words.count("no text branch") == 1
+    assert "#0b0c0d" not in (out / "report" / "report.html").read_text()
+
+
+def test_the_report_wants_figures_at_7(piped: tuple[Path, Done], manet: Run, shop: Path, tmp_path: Path) -> None:
+    run, _ = piped
+    made = ("--queries", shop / "queries", "--index", run / "index")
+    summary_of(manet("evaluate", *made, "--k", 10, "--out", tmp_path / "evaluation"))
+    inputs = ("--catalog", shop / "catalog", "--model", run / "model", "--comparison", run / "comparison")
+    done = manet("report", *made, *inputs, "--evaluation", tmp_path / "evaluation", "--out", tmp_path / "report")
+    assert_refused(done, 2, "--evaluation", "made with --k 10", "evaluate with --k 7")
+    assert not (tmp_path / "report").exists()
+
+
+def test_differences_in_the_table() -> None:
+    def row(network: str, descriptor: str, *behind: float) -> dict[str, Any]:
+        names = {"network": network, "features": "attended", "descriptor": descriptor, "map@7": 0.5, "recall@1": 0.5}
+        return names | dict(zip(("behind", "behind_low", "behind_high"), behind, strict=True))
+
+    rows = [
+        row("pretrained", "sr-mac", 0.0, 0.0, 0.0),
+        row("trained", "r-mac", -0.0172, -0.0383, -0.0003),
+        row("trained", "sr-mac", 0.0, 0.0, 0.0),
+        row("trained", "gem", 0.2, 0.1, 0.3),
+    ]
+    wanted = ["0.000 (0.000 to 0.000)", "-0.017 (-0.038 to 0.000)", "reference", "+0.200 (+0.100 to +0.300)"]
+    assert [line.split("0.500")[-1].strip() for line in table_lines(rows)[1:]] == wanted
 
 
 def test_what_the_pipeline_decides_cannot_be_set(manet: Run) -> None:
-    for setting in ("train.init=x", "extract.out=x", "train.size=32"):
+    for setting in ("train.init=x", "extract.out=x", "train.size=32", "evaluate.k=10"):
         done = manet("pipeline", "--catalog", "x", "--queries", "y", "--out", "z", "--set", setting)
         assert_refused(done, 2, "--set", "the pipeline itself decides")

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.errors import BadInputError
-from jobs.planning import Ask, Node, cut, fit
+from jobs.planning import Ask, Node, Plan, cut, fit
 from jobs.streaming import DescribeConfig
 
 
@@ -53,6 +53,20 @@ def test_what_never_fits_is_refused_at_once_but_for_a_cluster_that_grows() -> No
         assert fit(nodes, ask, 10, scales=True).models >= 1
     grown = fit(nodes, _ask(models=8), 10, scales=True)
     assert (grown.models, grown.models_max) == (2, 8)  # the others start when nodes come
+
+
+def test_where_nodes_may_come_only_the_parts_bound_the_actors() -> None:
+    one = [Node(cpus=4, gpus=1)]
+    gpus = _ask(model_gpus=1)
+    assert fit(one, gpus, 100, scales=False) == Plan(models=1, models_max=1, decoders=0)
+    assert fit(one, gpus, 100, scales=True) == Plan(models=1, models_max=100, decoders=0)
+    assert fit([], gpus, 7, scales=True) == Plan(models=1, models_max=7, decoders=0)
+    assert fit(one, _ask(model_gpus=1, models=8), 100, scales=True) == Plan(models=1, models_max=8, decoders=0)
+    assert fit(one, _ask(model_gpus=1, models_min=3), 2, scales=True) == Plan(models=3, models_max=3, decoders=0)
+    assert fit(one, _ask(model_cpus=0.5), 100, scales=True) == Plan(models=4, models_max=100, decoders=0)  # one a CPU
+    line = fit(one, gpus, 100, scales=True).line(parts=100, pictures=100, of=100, part_mib=0, in_flight=3, processes=4)
+    assert "1 model actor(s) (up to 100 as nodes come)" in line
+    assert "about 1.2 GiB" in line  # of those that start
 
 
 def test_a_model_computes_on_what_is_booked_unless_it_is_told() -> None:

@@ -10,6 +10,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
+from unittest.mock import ANY
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -24,10 +25,13 @@ from tests.jobs.conftest import MAX_BODY, MAX_PIXELS, Service
 from tests.jobs.helpers import assert_refused, summary_of
 
 
-def _refused(service: Service, status: int, code: str, picture: bytes | None = None, **fields: str) -> None:
+def _refused(
+    service: Service, status: int, code: str, picture: bytes | None = None, words: str = "", **fields: str
+) -> None:
     with pytest.raises(ServiceError) as caught:
         Client(service.address, tries=1)._post("/v1/search", _form(picture, fields))
     assert (caught.value.status, caught.value.code) == (status, code)
+    assert words in str(caught.value)
     assert not re.search(r"Traceback|File \"|/tmp|\.py", str(caught.value))
 
 
@@ -111,6 +115,7 @@ def test_filters_and_ranking(service: Service) -> None:
     assert {hit["image_id"] for hit in client.search(query, ids=ids)["results"]} == set(ids)
     exact, quantized = client.search(query), client.search(query, rerank=False)
     assert [hit["score"] for hit in exact["results"]] != [hit["score"] for hit in quantized["results"]]
+    assert client.search(query, category="") == client.search(query) | {"milliseconds": ANY}
     _refused(service, 422, "unknown_category", query.read_bytes(), category="no such kind")
     _refused(service, 422, "nothing_passes", query.read_bytes(), ids="no-such-id")
 
@@ -134,7 +139,7 @@ def test_what_cannot_be_used_is_named(service: Service) -> None:
     _refused(service, 422, "empty", b"")
     _refused(service, 422, "truncated", whole[: len(whole) // 2])
     _refused(service, 415, "unsupported", b"%PDF-1.7 " + b"x" * 100)
-    _refused(service, 413, "too_large", _png_bomb(50_000))
+    _refused(service, 413, "too_large", _png_bomb(50_000), words=f"at most {MAX_PIXELS:,}")
     _refused(service, 413, "too_large", _jpeg(2100, MAX_PIXELS // 2100 + 1)[: MAX_BODY - 2048])
     _refused(service, 404, "unknown_item", id="no-such-id")
     _refused(service, 422, "one_query")
@@ -145,6 +150,17 @@ def test_what_cannot_be_used_is_named(service: Service) -> None:
     with pytest.raises(ServiceError, match=r"invalid: picture: send a file, as curl -F picture=@photo.jpg does"):
         Client(service.address, tries=1)._post("/v1/search", [("picture", "photo.jpg")])
     _refused(service, 422, "unknown_field", whole, categories="lipstick")
+    repeated: list[tuple[list[tuple[str, str | bytes]], str]] = [
+        ([("picture", whole), ("picture", whole)], "picture is given 2 times.*search:batch takes several"),
+        ([("picture", whole), ("k", "3"), ("k", "4")], "k is given 2 times; give it once.$"),
+    ]
+    for fields, words in repeated:
+        with pytest.raises(ServiceError, match=f"repeated_field: {words}") as caught:
+            Client(service.address, tries=1)._post("/v1/search", fields)
+        assert caught.value.status == 422
+    for path in ("/v1/index?k=3", "/v1/items?count=2&sede=1", f"/v1/items/{service.gallery()[0].stem}/image?size=128"):
+        status, _, body = _raw(service, "GET", path)
+        assert (status, json.loads(body)["error"]["code"]) == (422, "unknown_field")
     form = "application/x-www-form-urlencoded"
     status, _, body = _raw(service, "POST", "/v1/search?k=3", content_type=form, content_length="0")
     assert status == 422 and "k (in the address)" in json.loads(body)["error"]["message"]
@@ -185,6 +201,7 @@ def test_no_url_leads_inside(service: Service, url: str) -> None:
     [
         "/v1/items/..%2f..%2f..%2fetc%2fpasswd", "/v1/items/../../etc/passwd/image", "/v1/items/%2fetc%2fpasswd/image",
         "/page/../api.py", "/page/%2e%2e/api.py", "/page/..%2fapi.py", "/page//etc/passwd", "/docs", "/nothing",
+        "/v1/index/", "/v1/search/", "/page",
     ],
 )  # fmt: skip
 def test_paths_lead_nowhere(service: Service, path: str) -> None:
@@ -199,7 +216,18 @@ def test_every_answer_has_security_headers(service: Service) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["referrer-policy"] == "no-referrer" and "access-control-allow-origin" not in headers
-    assert [_raw(service, "HEAD", path)[0] for path in ("/", "/healthz", "/readyz")] == [200] * 3
+    item = f"/v1/items/{service.gallery()[0].stem}/image"
+    for path in ("/", "/page/app.js", "/healthz", "/readyz", "/metrics", "/v1/index", item):
+        status, headers, body = _raw(service, "HEAD", path)
+        assert (status, body) == (200, b"") and int(headers["content-length"]) > 0, path
+    for method, path in (
+        ("HEAD", "/v1/search"),
+        ("DELETE", "/v1/search"),
+        ("TRACE", "/v1/search"),
+        ("POST", "/v1/index"),
+    ):
+        status, headers, _ = _raw(service, method, path)
+        assert (status, headers["allow"]) == (405, "GET" if path == "/v1/index" else "POST")
     page = _raw(service, "GET", "/")[2].decode()
     assert not re.search(r"https?://|<style|style=|onclick", page)
 
@@ -265,6 +293,12 @@ def test_bad_usage_is_one_line(manet: Run, service: Service, tmp_path: Path) -> 
     assert_refused(manet("serve", "--index", tmp_path / "none"), 2, str(tmp_path / "none"))
     port = str(urlsplit(service.address).port)
     assert_refused(manet("serve", "--index", service.index, "--port", port), 2, f"--port {port}", "choose another")
+    (tmp_path / "README.md").write_text("not an index")
+    assert_refused(manet("serve", "--index", tmp_path / "README.md"), 2, "--index", "is a file, not an index")
+    (tmp_path / "tokens.txt").write_text("# the shop's\nsecret word\n")
+    done = manet("serve", "--index", service.index, "--tokens", tmp_path / "tokens.txt")
+    assert_refused(done, 2, "--tokens", "line 2 is no token")
+    assert "secret" not in done.stderr
     for flag, given, words in (
         ("--tokens", tmp_path / "none.txt", "cannot be read"),
         ("--tokens", tmp_path, "cannot be read"),

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import trustme
 
+from cluster.errors import BadInputError
 from jobs.pictures import Picture
+from jobs.serve import Config, _token_hashes
 from jobs.serving.embedder import Asked, Seen, Together
 from jobs.serving.fetching import Fetcher, is_public
 from jobs.serving.guard import App, Guard, Message, Receive, Scope, Send
@@ -52,7 +54,7 @@ def _guard(app: App, *, pending: int = 8, tokens: tuple[str, ...] = (), **config
 
 
 async def _at_once() -> Message:
-    return {"type": "http.request", "body": b"x" * 10, "more_body": False}
+    return {"type": "http.request", "body": b"x\r\n--x--\r\n", "more_body": False}
 
 
 class _Upload:
@@ -90,6 +92,70 @@ async def _ask(
     await guard(scope, receive, send)
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], found, json.loads(sent[1]["body"])
+
+
+def test_what_no_search_can_be_is_left_to_the_routes() -> None:
+    """A method that a route has not is the API's 405, not a complaint of the body; HEAD is what GET is."""
+    methods: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        methods.append(scope["method"])
+        await send({"type": "http.response.start", "status": 405, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def ask() -> None:
+        for method in ("DELETE", "TRACE", "PUT", "HEAD"):
+            assert (await _ask(_guard(app), method=method))[0] == 405
+        assert (await _ask(_guard(app), "/v1/index"))[0] == 405
+        other = {"content-type": "application/json"}
+        status, _, body = await _ask(_guard(app), receive=_at_once, **other)
+        assert (status, body["error"]["code"]) == (415, "unsupported_body")
+
+    asyncio.run(ask())
+    assert methods == ["DELETE", "TRACE", "PUT", "GET", "POST"]
+
+
+def test_a_form_that_is_cut_off_is_no_form() -> None:
+    async def ask(body: bytes, **headers: str) -> Answer:
+        pieces = [body[place : place + 3] for place in range(0, len(body), 3)]
+
+        async def receive() -> Message:
+            piece = pieces.pop(0)
+            return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+        return await _ask(_guard(_Slow()), receive=receive, **headers)
+
+    whole = b'--x\r\nContent-Disposition: form-data; name="k"\r\n\r\n7\r\n--x--\r\n'
+    assert asyncio.run(ask(whole))[0] == asyncio.run(ask(whole + b"an epilogue"))[0] == 200
+    assert asyncio.run(ask(whole, **{"content-type": 'multipart/form-data; boundary="x"'}))[0] == 200
+    for cut in (whole[:-4], whole[:20]):
+        status, _, body = asyncio.run(ask(cut))
+        assert (status, body["error"]["code"]) == (400, "cut_off")
+    assert asyncio.run(ask(b"k=7", **{"content-type": "application/x-www-form-urlencoded"}))[0] == 200
+
+
+def _token_file(tmp_path: Path, text: str) -> Config:
+    (tmp_path / "tokens.txt").write_text(text)
+    return Config(index="none", tokens=str(tmp_path / "tokens.txt"))
+
+
+def test_the_file_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashes(*tokens: str) -> frozenset[str]:
+        return frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
+
+    given = "# the shop's\n  secret \n\n#another\nother#1\n"
+    assert _token_hashes(_token_file(tmp_path, given)) == hashes("secret", "other#1")
+    for text, line in (("# a\nsecret word\n", 2), ("one\ntwo\tthree", 2), ("\ufeffsecret", 1), ("s\u00e9cret", 1)):
+        with pytest.raises(BadInputError, match=f"tokens.txt: line {line} is no token") as caught:
+            _token_hashes(_token_file(tmp_path, text))
+        assert not any(word in str(caught.value) for word in ("secret", "word", "two", "three", "cret"))
+    with pytest.raises(BadInputError, match="it holds no token"):
+        _token_hashes(_token_file(tmp_path, "# none\n\n"))
+    monkeypatch.setenv("MANET_TOKENS", "secret, other,")
+    assert _token_hashes(Config(index="none")) == hashes("secret", "other")
+    monkeypatch.setenv("MANET_TOKENS", "secret,an other")
+    with pytest.raises(BadInputError, match=r"\$MANET_TOKENS: entry 2"):
+        _token_hashes(Config(index="none"))
 
 
 def test_tokens() -> None:
@@ -385,6 +451,26 @@ def test_fetching(site: tuple[int, ssl.SSLContext]) -> None:
     with pytest.raises(Refusal) as caught:
         fetch(f"{base}/picture", here=False)
     assert caught.value.code == "url_not_allowed"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
+def test_openapi_says_where_a_token_is_needed() -> None:
+    from jobs.serving.api import build_api
+
+    service: Any = SimpleNamespace(lifespan=None, config=ServingConfig(index="none"))
+    plain, secured = build_api(service).openapi(), build_api(service, tokens=True).openapi()
+    assert "securitySchemes" not in plain["components"]
+    assert secured["components"]["securitySchemes"]["HTTPBearer"] == {"type": "http", "scheme": "bearer"}
+    wanted = {path: "security" in way for path, ways in secured["paths"].items() for way in ways.values()}
+    assert wanted == {path: path.startswith("/v1/") for path in wanted} and len(wanted) == 9
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    client = Client("http://127.0.0.1:1", tries=1)
+    for ask in (lambda: client.search(tmp_path / "none.jpg"), lambda: client.search_batch([str(tmp_path)])):
+        with pytest.raises(ServiceError, match=f"file: {tmp_path}") as caught:
+            ask()
+        assert (caught.value.status, caught.value.code) == (0, "file")
 
 
 class _NoService(BaseHTTPRequestHandler):

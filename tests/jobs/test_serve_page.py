@@ -1,5 +1,6 @@
 """The search page in a real browser: what a visitor does, and that nobody is shut out of it."""
 
+import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,13 +10,24 @@ from typing import Literal
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, ViewportSize, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    FilePayload,
+    Page,
+    Request,
+    Route,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 from tests.jobs.conftest import MAX_PIXELS, Service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt install chromium")
 WAIT = 20_000  # ms
+NO_PICTURE: FilePayload = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"hello"}
 HELD_CUTS = """() => {
   const [open, blob] = [window.createImageBitmap, HTMLCanvasElement.prototype.toBlob];
   const held = new Promise((done) => { window.letCut = done; });
@@ -72,11 +84,16 @@ def _ask(page: Page, path: Path) -> None:
 
 
 def _crop(page: Page) -> None:
+    _drag(page, (0.3, 0.3), (0.75, 0.8))
+
+
+def _drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Over the query's square, in shares of it."""
     box = page.locator("#stage").bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1] * box["height"])
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.8 * box["height"], steps=4)
+    page.mouse.move(box["x"] + end[0] * box["width"], box["y"] + end[1] * box["height"], steps=4)
     page.mouse.up()
 
 
@@ -152,8 +169,9 @@ def test_the_picture_is_cropped_by_dragging_and_by_keys(browser: Browser, servic
 def test_errors_are_said_clearly(browser: Browser, service: Service) -> None:
     faults: list[str] = []
     page = _open(browser, service.address, faults)
-    page.set_input_files("#file", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"hello"})
-    expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
+    page.set_input_files("#file", NO_PICTURE)
+    expect(page.get_by_role("alert")).to_contain_text("This file is not a picture. Give JPEG, PNG")
+    expect(page.locator("#drop")).to_be_visible()
     _no_serious_fault(page)
     _ask(page, service.queries()[0])
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -163,6 +181,132 @@ def test_errors_are_said_clearly(browser: Browser, service: Service) -> None:
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer")).to_have_count(14, timeout=WAIT)
+
+
+def test_an_unusable_file_leaves_what_stands(browser: Browser, service: Service) -> None:
+    page = _open(browser, service.address, [])
+    _ask(page, service.queries()[0])
+    page.locator("label", has_text="Saliency").click()
+    _crop(page)
+    expect(page.locator("#whole")).to_be_visible()
+    expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
+    titles, scores = page.locator(".answer .title").all_inner_texts(), page.locator(".score").all_inner_texts()
+    whole = service.queries()[1].read_bytes()
+    cut: FilePayload = {"name": "b.jpg", "mimeType": "image/jpeg", "buffer": whole[: len(whole) // 2]}
+    for file, words in (
+        (NO_PICTURE, "This file is not a picture. Give JPEG, PNG, WebP, GIF, BMP or TIFF."),
+        (cut, "its end is missing"),
+    ):
+        page.set_input_files("#file", [file])
+        expect(page.get_by_role("alert")).to_contain_text(words)
+        expect(page.locator(".answer .title")).to_have_text(titles)
+        expect(page.locator(".score")).to_have_text(scores)
+        expect(page.locator("#cropbox")).to_be_visible()
+        expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
+        page.wait_for_function("document.getElementById('query-picture').naturalWidth > 0")
+    page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
+    expect(page.locator("#found-title")).to_have_text("More like this")
+    page.set_input_files("#file", NO_PICTURE)
+    expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
+    expect(page.locator("#query-picture")).to_have_attribute("alt", titles[0])
+    expect(page.locator("#found-title")).to_have_text("More like this")
+
+
+def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    _ask(page, service.queries()[0])
+    whole = page.locator(".score").all_inner_texts()
+    _crop(page)
+    expect(page.locator(".score").first).not_to_have_text(whole[0])
+    cropped = page.locator(".score").all_inner_texts()
+    page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
+    expect(page.locator("#found-title")).to_have_text("More like this")
+    expect(page).to_have_title(re.compile(" - manet$"))
+    expect(page.locator("#query-title")).not_to_be_empty()
+    expect(page.locator("#stage")).to_have_attribute("tabindex", "-1")  # an item is not cropped
+    item = page.url
+    page.go_back()
+    expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
+    expect(page.locator("#cropbox")).to_be_visible()
+    expect(page.locator("#query-title")).to_be_hidden()
+    page.go_forward()
+    expect(page.locator("#found-title")).to_have_text("More like this")
+    assert page.url == item
+    page.go_back()
+    expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
+    held = _hold(page, "**/v1/search")
+    page.go_forward()
+    expect(page.locator("#query-title")).to_be_visible()
+    with page.expect_event("requestfailed"):  # back before the item's answers are there
+        page.go_back()
+    expect(page.locator("#cropbox")).to_be_visible()
+    expect(page.locator("#query-title")).to_be_hidden()
+    expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
+    assert len(held) == 1
+    page.locator("#k").select_option("14")
+    expect(page.locator(".answer")).to_have_count(14, timeout=WAIT)
+    page.get_by_role("tab", name="Index").click()
+    page.go_back()
+    expect(page.locator(".answer").first).to_be_visible()
+    expect(page.locator(".answer")).to_have_count(14)
+    page.go_back()
+    expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
+    expect(page.locator("#k")).to_have_value("7")
+    page.go_back()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#drop")).to_be_visible()
+    page.go_forward()
+    expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#drop")).to_be_visible()
+    page.go_back()
+    expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
+    assert not faults
+
+
+def test_what_is_no_photo_is_not_cropped(browser: Browser, service: Service, tmp_path: Path) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    with Image.open(service.queries()[0]) as picture:
+        picture.convert("RGB").resize((400, 100)).save(tmp_path / "wide.png")
+    _ask(page, tmp_path / "wide.png")
+    _drag(page, (0.1, 0.05), (0.9, 0.3))  # the white above the photo
+    expect(page.locator("#cropbox")).to_be_hidden()
+    _drag(page, (0.1, 0.05), (0.9, 0.95))
+    expect(page.locator("#whole")).to_be_visible()
+    place = page.locator("#cropbox").evaluate("box => [box.style.top, box.style.height].map(parseFloat)")
+    assert place == pytest.approx([37.5, 25])
+    assert not faults
+
+
+def test_clear_begins_anew(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    page.locator("#category").select_option(index=1)
+    page.locator("#k").select_option("28")
+    expect(page.locator("#empty")).to_contain_text("the 28 most similar")
+    page.locator("#samples button").first.click()
+    expect(page.locator("#found")).to_be_visible()
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator(".chip")).to_have_count(0)
+    expect(page.locator("#k")).to_have_value("7")
+    expect(page.locator("#empty")).to_contain_text("the 7 most similar")
+    assert not faults
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+def test_formats_that_only_one_side_opens(browser: Browser, service: Service, kind: str) -> None:
+    """The service opens TIFF and shows it to the browser; the browser opens AVIF and sends it as JPEG."""
+    page = _open(browser, service.address, [])
+    sink = io.BytesIO()
+    with Image.open(service.queries()[0]) as picture:
+        picture.convert("RGB").save(sink, kind)
+    file: FilePayload = {"name": "photo", "mimeType": f"image/{kind.lower()}", "buffer": sink.getvalue()}
+    page.set_input_files("#file", [file])
+    expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
+    page.wait_for_function("document.getElementById('query-picture').naturalWidth > 0")
+    expect(page.locator("#stage")).to_have_attribute("tabindex", "-1" if kind == "TIFF" else "0")
 
 
 def test_a_link_shows_the_same_search(browser: Browser, service: Service) -> None:
@@ -178,7 +322,7 @@ def test_a_link_shows_the_same_search(browser: Browser, service: Service) -> Non
     expect(other.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
     other = _open(browser, f"{page.url}&k=9", faults)  # a number that is not offered: seven
     expect(other.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
-    page.get_by_role("button", name=re.compile("^More like answer 1")).click()
+    page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
     expect(page.locator("#query-picture")).to_have_attribute("alt", titles[0])
     page.go_back()
     expect(page.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
@@ -198,6 +342,14 @@ def test_a_phone(browser: Browser, service: Service, dark: bool) -> None:
     page.locator(".answer .picture").first.tap()
     expect(page.locator(".answer .overlay.shown")).to_have_count(1, timeout=WAIT)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    tops = page.locator(".answer .row").first.locator("button").evaluate_all("all => all.map((one) => one.offsetTop)")
+    assert len(tops) == 2 and tops[0] == tops[1]  # on one line
+    title = page.locator(".answer .title").first
+    title.evaluate("one => { one.textContent = 'A title of many words '.repeat(9); }")
+    before = title.bounding_box()
+    title.tap()
+    after = title.bounding_box()
+    assert before and after and after["height"] > before["height"]
     _no_serious_fault(page)
     page.get_by_role("tab", name="Index").tap()
     expect(page.locator(".bars li").first).to_be_visible()
@@ -214,6 +366,7 @@ def test_the_index_tab_by_keyboard(browser: Browser, service: Service) -> None:
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="Index")).to_be_focused()
     expect(page.locator(".figure").first).to_contain_text("Pictures")
+    expect(page.locator("#view-index")).to_contain_text("not how good the answers are")
     page.locator(".bars button").first.click()
     expect(page.locator(".chip")).to_have_count(1)
     assert not faults
@@ -263,7 +416,7 @@ def test_the_keyboard_keeps_its_place_and_the_answers(browser: Browser, service:
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
     expect(page.locator("#results")).to_be_focused()
     with page.expect_response("**/v1/search"):
-        page.get_by_role("button", name=re.compile("^More like answer 2")).press("Enter")
+        page.get_by_role("button", name=re.compile("^Similar to answer 2")).press("Enter")
     expect(page.locator("#results")).to_be_focused()
     asked = page.url
     page.locator(".skip").focus()

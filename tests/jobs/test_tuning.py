@@ -1,21 +1,24 @@
 """An index is measured as it is built, and searched as it was measured: against exact search done here."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cluster.errors import BadInputError, JobFailedError
 from cluster.session import SessionConfig, ray_session
-from jobs import index, living
+from jobs import index, living, tuning
 from jobs.querying import open_index, open_searcher
 from manet.errors import InputError
 from manet.exact import exact_search
 from manet.index import choose_factory
+from manet.search import Searcher
 from tests.jobs.helpers import checksums
-from tests.jobs.test_living import describe, vectors_of
+from tests.jobs.test_living import Matrix, describe, vectors_of
 
 ROWS = 3000
 FACTORY = "IVF64,PQ4x4"
@@ -121,3 +124,62 @@ def test_memory_sets_the_length_of_the_codes(gallery: Path, tmp_path: Path) -> N
         assert choose_factory(500_000, 1280, memory)[0] == f"Dealt{4 * length},IVF2048,PQ{2 * length}x4fs"
     with pytest.raises(InputError, match="the smallest code needs"):
         choose_factory(500_000, 1280, 8)
+
+
+def test_made_up_queries_are_searched_as_seven_answers_are(
+    gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more candidates than `search` re-scores, but for the row that a query was made of."""
+    artifact = open_index(built(gallery, tmp_path / "index", factory="IVF4,SQ8", recall_target=0.5))
+    counts: list[int] = []
+    rescored = Searcher._rescored
+
+    def counted(self: Searcher, queries: Matrix, chosen: Any, how: Any) -> Any:  # noqa: ANN401
+        counts.extend(len(np.concatenate([piece[1] for piece in pieces])) for pieces in chosen)
+        return rescored(self, queries, chosen, how)
+
+    monkeypatch.setattr(Searcher, "_rescored", counted)
+    queries = vectors_of(ROWS, 0)[:5].astype(np.float32)
+    names = [f"a{row:04d}" for row in range(5)]
+    for own, most in ((names, 201), (None, 200)):
+        counts.clear()
+        tuning._walk(artifact, (queries, own, np.zeros(5)), 7, (200,), 1.0)
+        assert counts[:5] == [most] * 5
+
+
+def test_a_compaction_is_tuned_on_the_queries_that_the_index_was(
+    gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queries = tmp_path / "queries"
+    shutil.copytree(gallery / "queries", queries)
+    uri = built(gallery, tmp_path / "index", recall_target=0.9, queries=str(queries))
+
+    def compacted(name: str) -> dict[str, Any]:
+        new = describe(tmp_path / name, [f"{name}{row}" for row in range(90)], vectors_of(90, 3), part_rows=30)
+        living.add(living.AddConfig(index=uri, descriptors=new, shard_rows=30))
+        done = living.compact(living.CompactConfig(index=uri, shard_rows=1000))
+        open_index(uri).verify()
+        return done
+
+    def report() -> dict[str, Any]:
+        (part,) = open_index(uri).parts("report")
+        return dict(json.loads(open_index(uri).read(part)))
+
+    assert compacted("b")["recall@7"] >= 0.9
+    assert report()["tuning"]["queries"] == 200  # 500 where they are made up
+    before = open_index(uri).manifest.summary
+    (queries / "manifest.json").rename(queries / "gone")
+    done = compacted("c")
+    assert "searched as before" in capsys.readouterr().err
+    assert (done["nprobe"], done["refine"]) == (before["nprobe"], before["refine"])
+    assert "recall@7" not in done and "tuning" not in report()
+    assert not open_index(uri).parts("recall")
+    (queries / "gone").rename(queries / "manifest.json")
+    manifest = json.loads((queries / "manifest.json").read_text())
+    (queries / "manifest.json").write_text(json.dumps({**manifest, "checksum": ""}))
+    compacted("d")
+    assert "holds other queries now" in capsys.readouterr().err
+    assert "queries" in open_index(uri).manifest.inputs
+    living.tune(living.TuneConfig(index=uri, recall_target=0.9))
+    assert "queries" not in open_index(uri).manifest.inputs
+    assert report()["tuning"]["queries"] == 500

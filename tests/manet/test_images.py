@@ -151,6 +151,29 @@ def test_what_is_wrong_with_the_bytes(data: bytes, reason: Reason) -> None:
     assert "\n" not in error.value.detail
 
 
+FILM = b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 4 + b"\xff\xda\xff\xd8 and so on"
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + JPEG}])
+def test_a_film_behind_a_picture_is_not_looked_at(options: dict[str, object]) -> None:
+    """As phones write it. A start of a scan in it says nothing; nor does the end of a thumbnail before the picture."""
+    data = _encoded(_two_colours(), "JPEG", **options)
+    assert (decode(data + FILM, SIZE) == decode(data, SIZE)).all()
+    for cut in (len(data) // 2, len(data) - 2):
+        with pytest.raises(PictureError) as error:
+            decode(data[:cut], SIZE)
+        assert error.value.reason is Reason.TRUNCATED
+
+
+def test_a_header_behind_the_first_that_cannot_be_read() -> None:
+    data = bytearray(_encoded(_two_colours(), "TIFF", save_all=True, append_images=[_two_colours()]))
+    second = data.rindex(b"\x06\x01\x03\x00\x01\x00\x00\x00")  # its photometric interpretation
+    data[second + 8] = 77
+    with pytest.raises(PictureError) as error:
+        decode(bytes(data), SIZE)
+    assert error.value.reason is Reason.CORRUPT
+
+
 def test_the_size_guard_looks_at_the_product_of_the_sides() -> None:
     config = PictureConfig(size=64, max_pixels=100 * 100)
     decode(_encoded(Image.new("RGB", (100, 100)), "PNG"), config)

@@ -13,7 +13,7 @@ from manet.errors import InputError
 from manet.exact import exact_search
 from manet.index import build_shard, choose_factory, quantization_error, train, training_rows
 from manet.rotation import deal, principal_rotation, rotate
-from manet.search import Searcher, widened
+from manet.search import Searcher, _How, widened
 from manet.shards import ShardFiles
 
 DIM = 32
@@ -183,6 +183,48 @@ def test_filters_that_leave_many_rows_go_through_the_cells(factory: str, vectors
     assert [[hit.image_id for hit in hits] for hits in found] == [[f"p{kept[i]:05d}" for i in row] for row in exact]
 
 
+@pytest.mark.parametrize("factory", ["IVF64,PQ8x6", "Dealt32,IVF64,PQ16x4fs"])
+def test_a_filter_whose_rows_lie_far_away_is_answered(factory: str, vectors: Matrix, tmp_path: Path) -> None:
+    """Rows on one side of the gallery, queries on the other: the cells near them hold none that may answer."""
+    shards = _shards(tmp_path, train(vectors, factory), vectors, 2)
+    searcher = Searcher(shards, nprobe=1, refine=100, exact_below=0)
+    axis = np.linalg.svd(vectors.astype(np.float64), full_matrices=False)[2][0]
+    order = np.argsort(vectors @ axis)
+    kept, queries = np.sort(order[:1500]), vectors[order[-5:]].astype(np.float32)
+    allowed = searcher.allow(ids=[f"p{row:05d}" for row in kept])
+    found = searcher.search(queries, 7, allowed)
+    assert [len(hits) for hits in found] == [7] * 5
+    assert {hit.image_id for hits in found for hit in hits} <= {f"p{row:05d}" for row in kept}
+    how = _How(k=7, folded=False, rerank=True)  # a query without a candidate beside one with some
+    ranked = searcher._rescored(queries[:2], [[], [(1, np.arange(3), None)]], how)
+    assert [len(hits) for hits in searcher._named(ranked, how)] == [0, 3]
+    few = searcher.allow(ids=[f"p{row:05d}" for row in kept[:3]])
+    assert [len(hits) for hits in searcher.search(queries, 7, few)] == [3] * 5
+    assert searcher.search(queries, 7, searcher.allow(ids=[])) == [[]] * 5
+
+
+def test_a_querys_own_picture_costs_no_answer_and_no_candidate(
+    vectors: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = _shards(tmp_path, train(vectors, "IVF16,PQ8x6"), vectors, 2)
+    searcher, counts = Searcher(shards, nprobe=16, refine=50), list[int]()
+    rescored = searcher._rescored
+
+    def counted(queries: Matrix, chosen: Any, how: Any) -> Any:  # noqa: ANN401
+        counts.extend(len(np.concatenate([piece[1] for piece in pieces])) for pieces in chosen)
+        return rescored(queries, chosen, how)
+
+    monkeypatch.setattr(searcher, "_rescored", counted)
+    queries, own = vectors[:3].astype(np.float32), ["p00000", "p00001", "nowhere"]
+    found = searcher.search(queries, 7, own=own)
+    assert [len(hits) for hits in found] == [7] * 3
+    assert all(hit.image_id != name for hits, name in zip(found, own, strict=True) for hit in hits)
+    assert set(counts) == {51}
+    counts.clear()
+    searcher.search(queries, 7)
+    assert set(counts) == {50}
+
+
 def test_groups_are_answered_once(vectors: Matrix, tmp_path: Path) -> None:
     shards = _shards(tmp_path, train(vectors, "Flat"), vectors, 2)
     for files in shards:
@@ -192,6 +234,8 @@ def test_groups_are_answered_once(vectors: Matrix, tmp_path: Path) -> None:
     queries = vectors[[0, 3000]].astype(np.float32)
     one, other = Searcher(shards).search(queries, 7)
     assert len({int(hit.image_id[1:]) // 4 for hit in one}) == 7
+    ((best, *_),) = Searcher(shards).search(queries[:1], 7, own=["p00000"])
+    assert best.image_id in {"p00001", "p00002", "p00003"}  # one of its group answers in its place
     assert [hit.image_id for hit in other] == [f"p{row:05d}" for row in exact_search(vectors, queries[1:], 7)[1][0]]
 
 

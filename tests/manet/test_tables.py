@@ -13,6 +13,7 @@ from manet.tables import (
     check_queries,
     descriptor_column,
     descriptors_to_numpy,
+    typed,
 )
 
 
@@ -41,6 +42,13 @@ def test_bad_catalogues_are_named(columns: dict[str, list[object]], words: str) 
 
 def test_numbers_serve_as_ids() -> None:
     assert check_catalog(pa.table({"image_id": [1, 2], "uri": ["x", "y"]}), "f")["image_id"].to_pylist() == ["1", "2"]
+
+
+def test_columns_that_a_schema_names_get_its_types() -> None:
+    table = pa.table({"relevant": [[1]], "query_id": [7], "bytes": [b"x"]})
+    assert typed(table, QUERIES, "f").to_pylist() == [{"relevant": ["1"], "query_id": "7", "bytes": b"x"}]
+    with pytest.raises(InputError, match="f: column 'relevant' is int64, and must be list"):
+        typed(pa.table({"relevant": [1]}), QUERIES, "f")
 
 
 def test_queries_need_relevant_ids() -> None:

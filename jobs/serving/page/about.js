@@ -13,17 +13,15 @@ export async function showIndex(onCategory) {
   const recall = report.tuning ? report.tuning["recall@7"] : report["recall@7"];
   const figures = [
     ["Pictures", number(index.rows)],
-    ["Recall@7", recall === undefined ? "not measured" : recall.toFixed(3)],
+    ["Recall@7 of exact search", recall === undefined ? "not measured" : recall.toFixed(3)],
     ["Categories", number(index.categories.length)],
     ["Rejected", index.rejects ? number(index.rejects.count) : "not known"],
-    ["Kind", index.factory ?? "not known"],
     ["Shards", number(index.shards)],
     ["Dimensions", number(index.dim ?? 0)],
-    ["Version", number(index.version)],
   ];
   byId("view-index").replaceChildren(
     make("h2", { class: "visually-hidden" }, "The index"),
-    make("p", { class: "sub" }, `Version ${index.version}, made ${index.created.slice(0, 10)}; descriptor ${index.descriptor}; model ${index.model_sha256.slice(0, 12)}.`),
+    make("p", { class: "sub" }, `Made ${index.created.slice(0, 10)}; ${kind(index.factory)}; descriptor ${index.descriptor}; model ${index.model_sha256.slice(0, 12)}.`),
     make("dl", { class: "figures" }, ...figures.map(([name, value]) => make("div", { class: "figure" }, make("dt", {}, name), make("dd", {}, value)))),
     make("div", { class: "two" }, frontier(index, report), rejects(index.rejects)),
     make("h2", {}, "Categories"),
@@ -31,12 +29,19 @@ export async function showIndex(onCategory) {
   );
 }
 
+function kind(factory) {
+  if (!factory) return "kind not known";
+  return factory === "Flat" ? "exact search: a query is compared with every picture (Flat)" : `approximate search (${factory})`;
+}
+
+const MEANING = "Recall is agreement with exact search over the same descriptors, not how good the answers are: the report's MAP@7 says that.";
+
 function frontier(index, report) {
-  const section = make("section", { "aria-label": "Recall" }, make("h2", {}, "How well it finds"));
+  const section = make("section", { "aria-label": "Recall" }, make("h2", {}, "How much of exact search it finds"));
   const tuning = report.tuning;
   if (!tuning) {
-    const why = report["recall@7"] === 1 ? "Every query is compared with every picture, so nothing is missed." : "Recall was not measured.";
-    section.append(make("div", { class: "card" }, make("p", { class: "sub" }, `${why} ${report.reason ? `The index says: ${report.reason}.` : ""}`)));
+    const why = report["recall@7"] === 1 ? "Every query is compared with every picture, so nothing that exact search finds is missed." : "Recall was not measured.";
+    section.append(make("div", { class: "card" }, make("p", { class: "sub" }, `${why} ${report.reason ? `The index says: ${report.reason}.` : ""}`), make("p", { class: "sub" }, MEANING)));
     return section;
   }
   const interval = `${tuning["recall@7_low"].toFixed(3)} to ${tuning["recall@7_high"].toFixed(3)}`;
@@ -44,7 +49,8 @@ function frontier(index, report) {
     make(
       "div",
       { class: "card" },
-      make("p", { class: "sub" }, `Of the 7 true neighbours, ${(100 * tuning["recall@7"]).toFixed(1)}% are found (95% interval ${interval}, ${plural(tuning.queries, "query").replace("querys", "queries")}); the target was ${(100 * tuning.recall_target).toFixed(0)}%. A search visits ${plural(tuning.nprobe, "cell")} and re-scores ${plural(tuning.refine, "candidate")}.`),
+      make("p", { class: "sub" }, `Of the 7 nearest pictures by exact search, ${(100 * tuning["recall@7"]).toFixed(1)}% are found (95% interval ${interval}, ${plural(tuning.queries, "query").replace("querys", "queries")}); the target was ${(100 * tuning.recall_target).toFixed(0)}%. A search visits ${plural(tuning.nprobe, "cell")} and re-scores ${plural(tuning.refine, "candidate")}.`),
+      make("p", { class: "sub" }, MEANING),
       plot(tuning),
       details(tuning),
     ),

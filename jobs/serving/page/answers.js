@@ -105,13 +105,13 @@ class Card {
       "li",
       { class: "answer" },
       this.picture,
-      make("p", { class: "title", title }, title),
+      make("p", { class: "title", title, onclick: (event) => event.target.classList.toggle("whole") }, title),
       make("p", { class: "meta" }, result.category ?? result.image_id),
       make("div", { class: "score" }, make("meter", { min: 0, max: 1, value: Math.max(0, result.score), "aria-label": `Score of answer ${rank}` }), result.score.toFixed(3)),
       make(
         "div",
         { class: "row" },
-        make("button", { type: "button", class: "button small", "aria-label": `More like answer ${rank}: ${title}`, onclick: () => answers.more(result) }, "More like this"),
+        make("button", { type: "button", class: "button small", title: "More like this", "aria-label": `Similar to answer ${rank}: ${title}`, onclick: () => answers.more(result) }, "Similar"),
         make("button", { type: "button", class: "button small", "aria-label": `Why answer ${rank}: ${title}`, onclick: () => answers.why(result) }, "Why"),
       ),
     );

@@ -4,12 +4,18 @@ import { showIndex } from "./about.js";
 import { Answers } from "./answers.js";
 import { Problem, getJson, imageAddress, release, search, useToken } from "./api.js";
 import { byId, keepFocus, make, number, plural } from "./dom.js";
+import { Filters } from "./filters.js";
+import { go, keep, present } from "./past.js";
 import { Query } from "./query.js";
 
 const GONE = new Set(["missing", "unreadable", "no_picture", "store"]); // codes of a gallery picture that cannot be had
-// query: {picture: promise of a Blob}, {id} or null; another query is another object, so what comes late can tell.
-const state = { query: null, answered: null, categories: [], running: null, retry: null };
+// Codes of a file that no search will ever take: what was asked before stays.
+const UNUSABLE = new Set(["not_a_picture", "unsupported", "too_large", "empty", "truncated", "corrupt", "animated", "crashed_decoder", "timed_out", "dead_feature_map"]);
+// query: {picture: promise of a Blob, file, crop}, {id, item} or null; another query is another object, so what comes late can
+// tell. standing: the last one that the history has an entry of. answered: the one whose answers are shown, `found`.
+const state = { query: null, standing: null, answered: null, found: null, running: null, retry: null };
 const answers = new Answers(more);
+const filters = new Filters(filtered);
 const query = new Query(asked, (code, message) => problem(new Problem(code, message)));
 
 const TITLES = {
@@ -25,19 +31,21 @@ const TITLES = {
 
 async function fields(mine) {
   const what = mine.id ? { id: mine.id } : { picture: await mine.picture };
-  const found = { ...what, k: byId("k").value, rerank: byId("rerank").checked, fold: byId("fold").checked };
-  return state.categories.length ? { ...found, category: state.categories } : found;
+  return { ...what, ...filters.fields() };
 }
 
+// A picture of the visitor's own gets its entry in the history once it is known to be one.
 function asked(next) {
   state.query = next;
-  keepAddress();
-  if (next) run();
-  else {
-    state.running?.abort();
-    problem(null);
-    noAnswers();
+  if (next) {
+    run();
+    return;
   }
+  state.running?.abort();
+  filters.reset();
+  keepAddress();
+  problem(null);
+  noAnswers();
 }
 
 function more(result) {
@@ -46,19 +54,35 @@ function more(result) {
   window.scrollTo({ top: 0, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 }
 
-// Searches with a gallery item; its title, where it is not known, and its picture follow.
-async function askItem(id, known) {
-  const mine = (state.query = { id });
-  query.takeItem(known?.description || id);
+function askItem(id, item) {
+  state.query = state.standing = { id, item };
+  showItem(state.query);
   run();
+}
+
+// Shows a gallery item as the query; its title, where it is not known, and its picture follow.
+async function showItem(mine) {
+  query.takeItem(mine.id, mine.item);
   try {
-    const item = known ?? (await getJson(`v1/items/${encodeURIComponent(id)}`));
-    const address = await imageAddress(`${item.image}?side=512`);
-    if (state.query === mine) query.setPicture(address, item.description || id);
-    else release(address);
+    mine.item ??= await getJson(`v1/items/${encodeURIComponent(mine.id)}`);
+    const address = await imageAddress(`${mine.item.image}?side=512`);
+    if (state.query !== mine) {
+      release(address);
+      return;
+    }
+    query.name(mine.id, mine.item);
+    query.setPicture(address, mine.item.description || mine.id);
   } catch {
     // the search says what is wrong
   }
+}
+
+// Shows a query that was asked before, as it was then.
+function showQuery(mine) {
+  state.query = mine;
+  if (mine?.id) showItem(mine);
+  else if (mine) query.restore(mine.file, mine.crop);
+  else query.reset();
 }
 
 async function run() {
@@ -78,19 +102,42 @@ async function run() {
       if (mine.id && GONE.has(error.code)) return ask(false); // its stored descriptor still searches
       throw error;
     });
-    show(found, sent, performance.now() - began);
+    if (running.signal.aborted) return;
     state.answered = mine;
+    state.found = found;
+    show(found, sent, performance.now() - began);
+    stand(mine);
   } catch (error) {
     if (running.signal.aborted) return;
+    if (mine.file && mine !== state.standing && UNUSABLE.has(error.code)) {
+      fallBack(error);
+      return;
+    }
     problem(error, run);
     if (state.answered !== mine) noAnswers();
+    stand(mine);
   } finally {
     if (state.running === running) document.body.classList.remove("busy");
   }
 }
 
+// A file that cannot be used changes nothing: the query before it and its answers stay.
+function fallBack(error) {
+  keepFocus(byId("choose"), () => showQuery(state.standing));
+  const mine = state.query;
+  const maps = () => mine && mine === state.query && mine === state.answered && showMaps();
+  byId("query-picture").decode().then(maps, maps);
+  problem(error);
+}
+
+// A picture can be used, or might be another time: from now on Back leads to it.
+function stand(mine) {
+  if (mine.file && location.hash !== "#index") keepAddress();
+  else state.standing = mine;
+}
+
 function noAnswers() {
-  state.answered = null;
+  state.answered = state.found = null;
   byId("status").textContent = "";
   keepFocus(byId("results"), () => {
     byId("found").hidden = byId("maps").hidden = true;
@@ -99,8 +146,7 @@ function noAnswers() {
 }
 
 function show(found, sent, elapsed) {
-  byId("query-map").dataset.saliency = found.maps?.saliency ?? "";
-  byId("query-map").dataset.text = found.maps?.text ?? "";
+  query.seen(found.maps?.query);
   const text = document.querySelector('input[name="map"][value="text"]');
   text.disabled = !found.maps?.text;
   text.parentElement.title = text.disabled ? "The model has no text branch" : "";
@@ -113,7 +159,7 @@ function show(found, sent, elapsed) {
   });
   showMaps();
   byId("found-title").textContent = sent.id ? "More like this" : plural(found.results.length, "answer");
-  byId("found-note").textContent = `${Math.round(elapsed)} ms${state.categories.length ? `, in ${state.categories.join(", ")}` : ""}`;
+  byId("found-note").textContent = `${Math.round(elapsed)} ms${sent.category ? `, in ${sent.category.join(", ")}` : ""}`;
   byId("link").hidden = !sent.id;
   byId("status").textContent = `${plural(found.results.length, "answer")}. The best: ${found.results[0]?.description || found.results[0]?.image_id || "none"}`;
 }
@@ -121,7 +167,7 @@ function show(found, sent, elapsed) {
 function showMaps() {
   const map = document.querySelector('input[name="map"]:checked').value;
   const overlay = byId("query-map");
-  const address = overlay.dataset[map];
+  const address = state.found?.maps?.[map];
   if (address) overlay.src = address;
   query.place(overlay);
   overlay.classList.toggle("shown", Boolean(address));
@@ -140,72 +186,64 @@ function problem(error, again = null) {
   byId("status").textContent = "";
   byId(token ? "token-text" : "problem-text").textContent = error.message;
   if (!token) {
-    byId("problem-title").textContent = TITLES[error.code] ?? "That did not work.";
+    byId("problem-title").textContent = TITLES[error.code] ?? (UNUSABLE.has(error.code) ? "This file cannot be used." : "That did not work.");
     return;
   }
   byId("token").focus();
   byId("token").select();
 }
 
-// The address names a gallery item and the filters, so that it shows the same search again.
+// The address names a gallery item and the filters, so that it shows the same search again; what it cannot name is kept.
 function keepAddress() {
+  state.standing = state.query;
+  if (state.query?.file) {
+    keep(state.query, filters.get());
+    return;
+  }
   const hash = new URLSearchParams();
-  if (state.query?.id) hash.set("id", state.query.id);
-  if (state.query?.id && byId("k").value !== "7") hash.set("k", byId("k").value);
-  state.categories.forEach((name) => state.query?.id && hash.append("category", name));
-  if (state.query?.id && !byId("rerank").checked) hash.set("rerank", "false");
-  if (state.query?.id && !byId("fold").checked) hash.set("fold", "false");
-  const next = hash.size ? `#${hash}` : location.pathname;
-  if (next !== (location.hash || location.pathname)) history.pushState(null, "", next);
+  if (state.query) {
+    hash.set("id", state.query.id);
+    filters.toAddress(hash);
+  }
+  go(hash.size ? `#${hash}` : location.pathname);
 }
 
 function readAddress() {
   const hash = new URLSearchParams(location.hash.slice(1));
   tab(location.hash === "#index" ? "index" : "search", false);
   const id = hash.get("id");
-  if (!id) {
-    if (state.query?.id && !location.hash) query.clear(); // back to where nothing was asked yet
-    return;
+  const was = present();
+  if (id) {
+    filters.fromAddress(hash);
+    askItem(id);
+  } else if (was) {
+    if (was.query === state.query && was.query === state.answered && JSON.stringify(was.filters) === JSON.stringify(filters.get())) return; // back from the index
+    filters.set(was.filters);
+    state.standing = was.query;
+    showQuery(was.query);
+    run();
+  } else if (state.query && !location.hash) {
+    query.clear(); // back to where nothing was asked yet
   }
-  setCategories(hash.getAll("category"));
-  byId("k").value = hash.get("k") ?? "7";
-  if (!byId("k").value) byId("k").value = "7"; // a number that is not offered
-  byId("rerank").checked = hash.get("rerank") !== "false";
-  byId("fold").checked = hash.get("fold") !== "false";
-  askItem(id);
-}
-
-function setCategories(names) {
-  state.categories = [...new Set(names)];
-  byId("categories").replaceChildren(
-    ...state.categories.map((name) => {
-      const drop = () => {
-        keepFocus(byId("category"), () => setCategories(state.categories.filter((each) => each !== name)));
-        filtered();
-      };
-      return make("li", { class: "chip" }, name, make("button", { type: "button", "aria-label": `Drop the filter ${name}`, onclick: drop }, "\u00d7"));
-    }),
-  );
-  byId("categories").hidden = !state.categories.length;
 }
 
 function filtered() {
   if (!state.query) return;
-  keepAddress();
+  if (state.query === state.standing) keepAddress();
   run();
 }
 
-function tab(name, keep = true) {
+function tab(name, keeps = true) {
   for (const each of ["search", "index"]) {
     const button = byId(`tab-${each}`);
     button.setAttribute("aria-selected", String(each === name));
     button.tabIndex = each === name ? 0 : -1;
     byId(`view-${each}`).hidden = each !== name;
   }
-  if (keep && name === "search") keepAddress();
-  else if (keep && location.hash !== "#index") history.pushState(null, "", "#index");
+  if (keeps && name === "search") keepAddress();
+  else if (keeps) go("#index");
   if (name === "index") {
-    showIndex((category) => { setCategories([category]); tab("search"); filtered(); byId(state.query ? "results" : "choose").focus(); }).catch((error) => { tab("search", false); problem(error, () => tab("index")); });
+    showIndex((category) => { filters.choose([category]); tab("search"); filtered(); byId(state.query ? "results" : "choose").focus(); }).catch((error) => { tab("search", false); problem(error, () => tab("index")); });
   }
 }
 
@@ -217,6 +255,7 @@ async function start(then = readAddress) {
     byId("where").textContent = `${number(index.rows)} pictures, version ${index.version}`;
     query.limits = index.limits;
     byId("fold-row").hidden = !index.folds_duplicates;
+    byId("rerank-row").hidden = index.factory === "Flat"; // every picture is compared with its stored vector anyway
     const options = index.categories.map((each) => make("option", { value: each.name }, `${each.name} (${number(each.pictures)})`));
     byId("category").replaceChildren(make("option", { value: "" }, "All categories"), ...options);
     byId("category").closest("label").hidden = !options.length;
@@ -237,6 +276,7 @@ async function samples() {
   try {
     const { items } = await getJson("v1/items?count=16");
     byId("samples").replaceChildren(...items.map(sample));
+    byId("samples-text").hidden = !items.length;
   } catch (error) {
     if (!state.query) problem(error, () => start(resume));
   }
@@ -263,12 +303,6 @@ for (const name of ["search", "index"]) {
   };
 }
 byId("maps").onchange = showMaps;
-byId("category").onchange = (event) => {
-  if (event.target.value) setCategories([...state.categories, event.target.value]);
-  event.target.value = "";
-  filtered();
-};
-for (const id of ["fold", "rerank", "k"]) byId(id).onchange = filtered;
 byId("again").onclick = () => state.retry?.();
 byId("link").onclick = async () => {
   try {
@@ -294,6 +328,5 @@ document.querySelector(".skip").onclick = (event) => {
   byId("results").focus();
 };
 window.addEventListener("popstate", readAddress);
-setCategories([]);
 byId("filters").open = matchMedia("(min-width: 861px)").matches;
 start();

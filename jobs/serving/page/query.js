@@ -7,8 +7,11 @@ const LEAST = 0.04; // share of the square below which a drag is a slip
 const STEP = 0.02;
 const LARGE = 2 << 20; // bytes of a file above which it is made smaller here: the network sees far less
 const SHRUNK = 2000; // px of the longer side of a picture that is made smaller
+const TAKEN = new Set(["", "image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"]); // by the service as they are
+const TITLE = document.title;
+const CROP = "Query picture. Drag to crop; with the keyboard, arrows move the crop, Shift and arrows resize it, Enter searches with it, Escape drops it.";
 
-// onQuery({picture: promise of a Blob} | null) is called whenever there is another thing to search with.
+// onQuery({picture: promise of a Blob, file, crop} | null) is called whenever there is another thing to search with.
 export class Query {
   constructor(onQuery, onProblem) {
     this.onQuery = onQuery;
@@ -16,6 +19,8 @@ export class Query {
     this.limits = { body_bytes: 16 << 20, pixels: 50_000_000 };
     this.file = null; // the whole picture as it was given
     this.crop = null; // {left, top, width, height}, shares of the square
+    this.opened = true; // whether the browser can show the picture
+    this.stand = ""; // what the service saw of it, which is shown if the browser cannot
     this.bind();
   }
 
@@ -54,22 +59,26 @@ export class Query {
 
   bindStage() {
     const stage = byId("stage");
-    let start = null;
-    const at = (event) => {
+    let [start, from, before] = [null, null, null];
+    const raw = (event) => {
       const box = stage.getBoundingClientRect();
-      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((share) => Math.min(1, Math.max(0, share)));
+      return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
     };
     stage.addEventListener("pointerdown", (event) => {
-      if (!this.file) return;
-      start = at(event);
+      if (!this.croppable) return;
+      from = raw(event);
+      start = this.onPhoto(from);
+      before = this.crop;
       stage.setPointerCapture(event.pointerId);
     });
-    stage.addEventListener("pointermove", (event) => start && this.setCrop(between(start, at(event)), false));
+    stage.addEventListener("pointermove", (event) => start && this.setCrop(between(start, this.onPhoto(raw(event))), false));
     stage.addEventListener("pointerup", (event) => {
       if (!start) return;
-      const box = between(start, at(event));
+      const box = between(start, this.onPhoto(raw(event)));
+      const drawn = between(from, raw(event));
       start = null;
-      if (box.width < LEAST || box.height < LEAST) this.setCrop(null, this.searched !== null);
+      if (drawn.width < LEAST || drawn.height < LEAST) this.setCrop(null, this.searched !== null);
+      else if (box.width < LEAST / 2 || box.height < LEAST / 2) this.setCrop(before, false); // all of it on the white around
       else this.setCrop(box, true);
     });
     stage.addEventListener("pointercancel", () => {
@@ -77,20 +86,28 @@ export class Query {
       this.setCrop(null, false);
     });
     stage.addEventListener("keydown", (event) => this.key(event));
+    byId("query-picture").onerror = () => {
+      if (!this.file || !this.opened) return;
+      this.opened = false;
+      this.setPicture(this.stand, "The query picture");
+      this.offerCrop();
+    };
   }
 
   key(event) {
-    if (!this.file) return;
+    if (!this.croppable) return;
     const moves = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
     if (event.key in moves) {
       event.preventDefault();
       const [x, y] = moves[event.key];
-      const box = this.crop ?? { left: 0.2, top: 0.2, width: 0.6, height: 0.6 };
+      const photo = this.visible({ left: 0, top: 0, width: 1, height: 1 });
+      const middle = { left: photo.left + 0.2 * photo.width, top: photo.top + 0.2 * photo.height, width: 0.6 * photo.width, height: 0.6 * photo.height };
+      const box = this.crop ?? middle;
       const next = event.shiftKey ? { ...box, width: box.width + x, height: box.height + y } : { ...box, left: box.left + x, top: box.top + y };
-      next.width = Math.min(1, Math.max(0.1, next.width));
-      next.height = Math.min(1, Math.max(0.1, next.height));
-      next.left = Math.min(1 - next.width, Math.max(0, next.left));
-      next.top = Math.min(1 - next.height, Math.max(0, next.top));
+      for (const [side, length] of [["left", "width"], ["top", "height"]]) {
+        next[length] = Math.min(photo[length], Math.max(Math.min(0.1, photo[length]), next[length]));
+        next[side] = Math.min(photo[side] + photo[length] - next[length], Math.max(photo[side], next[side]));
+      }
       this.setCrop(this.crop ? next : box, false);
     } else if (event.key === "Enter" && this.crop) {
       this.search();
@@ -105,33 +122,75 @@ export class Query {
     this.setCrop(null, true);
   }
 
-  // A gallery item as the query; its picture may follow.
-  takeItem(title) {
-    this.file = null;
-    this.show("", title);
+  // A picture that was taken before, with its crop; it is not asked again.
+  restore(file, crop) {
+    this.file = file;
+    this.searched = crop;
+    this.show(URL.createObjectURL(file), "The query picture");
+    this.setCrop(crop, false);
+  }
+
+  // A gallery item as the query; what the catalogue says of it may be known later, and its picture follows.
+  takeItem(id, item) {
+    this.file = this.searched = null;
+    this.show("", item?.description || id);
+    this.name(id, item);
     this.setCrop(null, false);
   }
 
+  // Says which gallery item is the query; without one, nothing.
+  name(id, item) {
+    const title = item?.description || id;
+    byId("query-title").textContent = id ? [title, item?.category].filter(Boolean).join(" \u00b7 ") : "";
+    byId("query-title").hidden = !id;
+    document.title = id ? `${title} - manet` : TITLE;
+  }
+
   clear() {
-    this.file = this.searched = null;
-    this.setCrop(null, false);
-    this.setPicture("", "");
-    this.dropMaps();
-    byId("drop").hidden = false;
-    for (const id of ["chosen", "query-actions", "crop-hint"]) byId(id).hidden = true;
+    this.reset();
     this.onQuery(null);
     byId("choose").focus();
   }
 
-  show(address, text) {
-    this.setPicture(address, text);
+  reset() {
+    this.file = this.searched = null;
+    this.setCrop(null, false);
+    this.setPicture("", "");
+    this.name("");
     this.dropMaps();
+    byId("drop").hidden = false;
+    for (const id of ["chosen", "query-actions", "crop-hint"]) byId(id).hidden = true;
+  }
+
+  show(address, text) {
+    this.opened = true;
+    this.stand = "";
+    this.setPicture(address, text);
+    this.name("");
+    this.dropMaps();
+    this.offerCrop();
     keepFocus(byId("stage"), () => {
       byId("drop").hidden = true;
       byId("chosen").hidden = byId("query-actions").hidden = false;
     });
-    byId("crop-hint").hidden = !this.file;
-    byId("stage").style.cursor = this.file ? "" : "default";
+  }
+
+  // What the service made of the picture: a browser that cannot open it (TIFF) shows that.
+  seen(address) {
+    this.stand = address ?? "";
+    if (this.file && !this.opened && address) this.setPicture(address, "The query picture");
+  }
+
+  get croppable() {
+    return Boolean(this.file) && this.opened;
+  }
+
+  offerCrop() {
+    const stage = byId("stage");
+    stage.classList.toggle("croppable", this.croppable);
+    stage.tabIndex = this.croppable ? 0 : -1;
+    stage.setAttribute("aria-label", this.croppable ? CROP : "Query picture");
+    byId("crop-hint").hidden = !this.croppable;
   }
 
   setPicture(address, text) {
@@ -147,7 +206,6 @@ export class Query {
     const overlay = byId("query-map");
     overlay.classList.remove("shown");
     overlay.removeAttribute("src");
-    overlay.dataset.saliency = overlay.dataset.text = "";
   }
 
   setCrop(box, search) {
@@ -178,30 +236,40 @@ export class Query {
 
   // The part of a box that lies on the picture itself, not on the white around it.
   visible(box) {
-    const { naturalWidth: width, naturalHeight: height } = byId("query-picture");
-    const longer = Math.max(width, height) || 1;
+    const picture = byId("query-picture");
+    const [width, height] = picture.naturalWidth ? [picture.naturalWidth, picture.naturalHeight] : [1, 1];
+    const longer = Math.max(width, height);
     const [x, y] = [(1 - width / longer) / 2, (1 - height / longer) / 2];
     const [left, top] = [Math.max(x, box.left), Math.max(y, box.top)];
     const [right, bottom] = [Math.min(1 - x, box.left + box.width), Math.min(1 - y, box.top + box.height)];
     return { left, top, width: Math.max(0.001, right - left), height: Math.max(0.001, bottom - top) };
   }
 
+  // The point of the picture itself that is nearest to one of its square.
+  onPhoto([x, y]) {
+    const { left, top, width, height } = this.visible({ left: 0, top: 0, width: 1, height: 1 });
+    return [Math.min(left + width, Math.max(left, x)), Math.min(top + height, Math.max(top, y))];
+  }
+
   search() {
     if (!this.file) return;
     this.searched = this.crop;
     this.dropMaps();
-    this.onQuery({ picture: this.toSend(this.file, this.crop) });
+    const { file, crop } = this;
+    const picture = this.toSend(file, crop);
+    picture.catch(() => {}); // whoever asks for it says what is wrong
+    this.onQuery({ picture, file, crop });
   }
 
   // The file as it is, or what is cut from it here.
   async toSend(file, crop) {
     const { body_bytes: most, pixels } = this.limits;
     try {
-      const large = file.size > Math.min(LARGE, most);
-      return crop || large || (await area()) > pixels ? await cut(file, crop, pixels) : file;
+      const cuts = crop || file.size > Math.min(LARGE, most) || !TAKEN.has(file.type);
+      return cuts || (await area()) > pixels ? await cut(file, crop, pixels) : file;
     } catch {
       // what the browser cannot open, the service may still name
-      if (file.size > most) throw new Problem("too_large", `The file is larger than ${most >> 20} MiB.`);
+      if (file.size > most) throw new Problem("too_large", `The file is larger than ${most >> 20} MiB, and this browser cannot make it smaller; give a JPEG or PNG.`);
       return file;
     }
   }
