@@ -31,7 +31,10 @@ BACKOFF_S = 0.2  # doubled at each attempt, up to MAX_BACKOFF_S
 MAX_BACKOFF_S = 5.0
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_DENIED = {"AccessDenied", "InvalidObjectState", "KeyTooLongError"}  # of one object; keys that are wrong say so
+_DENIED = {
+    "AccessDenied", "InvalidObjectState", "KeyTooLongError", "XMinioInvalidObjectName",
+    "KMS.DisabledException", "KMS.KMSInvalidStateException", "KMS.NotFoundException",
+}  # fmt: skip  # of one object; keys that are wrong say so
 _BEHIND_THE_END = {"416", "InvalidRange"}
 _PRESENT = {"412", "PreconditionFailed"}
 _TRANSIENT = {
@@ -292,7 +295,7 @@ def arrow_s3() -> Any:  # noqa: ANN401 - pyarrow.fs.S3FileSystem, imported lazil
     """pyarrow's S3 filesystem with the region and endpoint that boto3 finds, and keys that last.
 
     Keys with a session token end within hours, and who pickles the filesystem would hand them to nodes that have their own:
-    then no keys are given, and Arrow finds each node's by its own chain.
+    then no keys are given, and Arrow finds each node's by its own chain (but for a profile's `role_arn`, which that lacks).
     """
     import boto3
     import pyarrow.fs
@@ -303,9 +306,10 @@ def arrow_s3() -> Any:  # noqa: ANN401 - pyarrow.fs.S3FileSystem, imported lazil
         raise PermanentStoreError("s3: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     frozen = keys.get_frozen_credentials()
     endpoint = _client().meta.endpoint_url
-    lasting = {} if frozen.token else {"access_key": frozen.access_key, "secret_key": frozen.secret_key}
+    own = {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
+    given = own if not frozen.token or keys.method == "assume-role" else {}  # that of a profile Arrow does not know
     return pyarrow.fs.S3FileSystem(
-        **lasting,
+        **given,
         region=session.region_name or "us-east-1",
         endpoint_override=None if "amazonaws.com" in endpoint else endpoint,
     )

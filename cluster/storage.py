@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import stat
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -34,6 +35,9 @@ _PASSING = {
     errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ECONNREFUSED,
     errno.ENOTCONN,
 }  # fmt: skip
+_OF_A_FILE = {errno.EIO, errno.ESTALE}  # of one file too: a damaged one, or one that was replaced
+_AGAIN_S = (0.1, 1.0)  # between tries to read a file
+_UNLISTED = "lost+found"  # of a volume's root
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -190,10 +194,18 @@ class LocalStore(Store):
     @override
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         path = self._path(name)
-        with _explained(path), path.open("rb") as file:
-            if start:
-                file.seek(start)
-            return file.read() if length is None else file.read(length)
+        for wait in _AGAIN_S:
+            try:
+                return _bytes_of(path, start, length)
+            except RetryableStoreError:
+                time.sleep(wait)
+        try:
+            return _bytes_of(path, start, length)
+        except RetryableStoreError as error:
+            cause = error.__context__
+            if isinstance(cause, OSError) and cause.errno in _OF_A_FILE and _answers(path.parent):
+                raise ObjectDeniedError(str(error)) from None
+            raise
 
     @override
     def write(self, name: str, data: bytes) -> None:
@@ -231,7 +243,10 @@ class LocalStore(Store):
         return self._walk("", temporary=True, links=False)
 
     def _walk(self, prefix: str, *, temporary: bool, links: bool) -> Iterator[Entry]:
-        """A folder's files by name, then its folders' by name. A link that leads nowhere is listed, with the size of nothing."""
+        """A folder's files by name, then its folders' by name. A link that leads nowhere is listed, with the size of nothing;
+        what lies in the root is listed under its own name, and not under that of a link to it too.
+        """
+        root = self.root.resolve()
         waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(self.root / prefix.rpartition("/")[0], frozenset())]
         while waiting:
             folder, above = waiting.pop()
@@ -239,6 +254,12 @@ class LocalStore(Store):
                 try:
                     here = folder.stat()
                     files, folders = _sorted_folder(folder, links=links)
+                    folders = [
+                        path
+                        for path in folders
+                        if path != self.root / _UNLISTED
+                        and not (path.is_symlink() and path.resolve().is_relative_to(root))
+                    ]
                 except (FileNotFoundError, NotADirectoryError):  # nobody made it, or it is gone meanwhile
                     continue
             seen = above | {(here.st_dev, here.st_ino)}
@@ -274,6 +295,23 @@ def _sorted_folder(folder: Path, *, links: bool) -> tuple[list[Path], list[Path]
             elif links or not entry.is_symlink():
                 folders.append(path)
     return files, folders
+
+
+def _bytes_of(path: Path, start: int, length: int | None) -> bytes:
+    with _explained(path), path.open("rb") as file:
+        left = max(0, os.fstat(file.fileno()).st_size - start)
+        if start:
+            file.seek(start)
+        return file.read() if length is None else file.read(min(length, left))  # so much is asked of memory at once
+
+
+def _answers(folder: Path) -> bool:
+    """Whether a folder can be listed: a file in it that cannot be read is damaged then, not its disk away."""
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is not None
+    except OSError:
+        return False
 
 
 def _leads_nowhere(path: Path) -> bool:

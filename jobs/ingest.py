@@ -14,6 +14,7 @@ wrong with a row (no id, a doubled id, no answers) is said with its file and row
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -317,9 +318,8 @@ def _image(config: Config, name: str) -> str:
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a text file, without its byte-order mark; only a line feed ends one, not what Unicode adds."""
-    for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1):
-        yield number, line.removesuffix("\r")
+    """Numbered lines of a text file, without its byte-order mark; line feed and carriage return end one, no mark of Unicode."""
+    yield from enumerate(re.split(r"\r\n|\n|\r", data.decode("utf-8-sig", "replace")), 1)
 
 
 _PARSERS: dict[str, Callable[[Config, bytes], pa.Table]] = {

@@ -24,7 +24,7 @@ from cluster.errors import (
     JobFailedError,
     LostRaceError,
     ObjectMissingError,
-    PermanentStoreError,
+    StoreError,
 )
 from cluster.session import SessionConfig, ray_session
 from cluster.tasks import run_tasks
@@ -51,6 +51,7 @@ from jobs.tuning import EXACT, MEASURED, TUNED, Tuning, TuningConfig, check_tune
 from jobs.tuning import tune as measure
 
 TOMBSTONES = pa.schema([("image_id", pa.string()), ("shard", pa.string()), ("row", pa.int64())])
+_SLACK = 1.5  # rows by this factor more or less that a factory is kept for
 _TRIES = 5  # versions that other writers may commit before ours gives up
 
 
@@ -247,8 +248,8 @@ def compact(config: CompactConfig) -> dict[str, Any]:
             summary["quantization_error"] = shard_summary(receipts)["quantization_error"]
         if other:
             summary |= {"factory": factory, "reason": reason, "action": f"compact {len(chosen)} shards into {factory}"}
-        tuning = _tuned_again(base, parts, summary, config.seed)
-        return _change(base, parts, config, summary, tuning=tuning)
+        tuning, same = _tuned_again(base, parts, summary, config.seed, retrained=retrain)
+        return _change(base, parts, config, summary, tuning=tuning, inputs=None if same else {"queries": None})
 
     said = _apply(config, change)
     check_tuned(said)
@@ -443,42 +444,53 @@ def _check_described(base: Artifact, where: str, dim: int, spec: QuerySpec | Non
 
 
 def _factory(base: Artifact, rows: int) -> tuple[str, str]:
-    """Factory string of the live rows, and the reason: chosen again where it was chosen automatically."""
+    """Factory string of the live rows, and the reason: chosen again where it was chosen automatically, unless about as many rows
+    would be given the standing one: a few rows more or less rebuild nothing.
+    """
     from manet.errors import InputError
     from manet.index import choose_factory
 
     known = base.manifest.summary
-    if rows and "memory_per_vector" in known:  # else it was asked for, or chosen by an earlier program
-        with contextlib.suppress(InputError):  # so few rows are left that no code fits the budget
-            return choose_factory(rows, known["dim"], known["memory_per_vector"])
-    return known["factory"], known.get("reason", "")
+    stays = known["factory"], known.get("reason", "")
+    if not rows or "memory_per_vector" not in known:  # it was asked for, or chosen by an earlier program
+        return stays
+    with contextlib.suppress(InputError):  # so few rows are left that no code fits the budget
+        near = (rows, max(1, int(rows / _SLACK)), int(rows * _SLACK))
+        chosen = [choose_factory(each, known["dim"], known["memory_per_vector"]) for each in near]
+        return stays if stays[0] in {factory for factory, _ in chosen} else chosen[0]
+    return stays
 
 
-def _tuned_again(base: Artifact, parts: list[Part], summary: Mapping[str, Any], seed: int) -> Tuning | None:
-    """How the rewritten index is to be searched: to the target and the budget that it was tuned to, measured with the same
-    queries; None if it never was, or if they are gone: then it is searched as before.
+def _tuned_again(
+    base: Artifact, parts: list[Part], summary: Mapping[str, Any], seed: int, *, retrained: bool
+) -> tuple[Tuning | None, bool]:
+    """How the rewritten index is to be searched: to the target and the budget that it was tuned to, measured with queries of the
+    same file; and whether that was found. Where it is not, an index of the same quantizer is searched as before, one that was
+    trained again is measured with made-up queries. None: not measured.
     """
     known = base.manifest.summary
     if "recall_target" not in known:
-        return None
+        return None, True
     given = base.manifest.inputs.get("queries")
     config = TuningConfig(
         recall_target=known["recall_target"], latency_ms=known["latency_ms"], queries=given.uri if given else ""
     )
-    queries = None
+    queries, gone = None, ""
     if given is not None:
         try:
             queries = open_queries(config)
-        except (BadInputError, PermanentStoreError) as error:
-            say(f"index compact: {error}; searched as before, not measured: `manet index tune` does")
-            return None
-        if queries is None or queries.source.sha256 != given.sha256:
-            say(
-                f"index compact: {given.uri} holds other queries now; searched as before, not measured: `manet index tune` does"
-            )
-            return None
+        except (BadInputError, StoreError) as error:
+            gone = str(error)
+        if queries is not None and queries.source.sha256 != given.sha256:
+            queries, gone = None, f"{given.uri} holds other queries now"
+    if gone:
+        instead = "measured with made-up queries" if retrained else "searched as before, not measured"
+        say(f"index compact: {gone}; {instead}: `manet index tune` measures with others")
+    if gone and not retrained:
+        return None, True
     manifest = base.manifest.model_copy(update={"parts": tuple(parts), "summary": {**known, **summary}})
-    return measure(replace(base, manifest=manifest, sha256=""), config, queries, seed=seed, label="index compact")
+    index = replace(base, manifest=manifest, sha256="")
+    return measure(index, config, queries, seed=seed, label="index compact"), not gone
 
 
 def _retold(base: Artifact, parts: list[Part], summary: Mapping[str, Any], tuning: Tuning | None) -> list[Part]:

@@ -62,7 +62,7 @@ class Plan:
         """The plan for a person."""
         mib = self.models * (MODEL_MIB + in_flight * part_mib) + processes * DECODER_MIB
         where = f"{self.decoders} decode actor(s)" if self.decoders else "decoding beside the model"
-        more = f" (up to {self.models_max} as nodes come)" if self.models_max > self.models else ""
+        more = f" (up to {self.models_max} where there is room)" if self.models_max > self.models else ""
         return (
             f"plan: {parts} parts, {pictures} of {of} pictures; {self.models} model actor(s){more}, {where}, "
             f"{processes} decode process(es); these take about {mib / 1024:.1f} GiB at most"

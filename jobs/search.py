@@ -15,10 +15,13 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, Input, Part, Receipt, put_unit
@@ -30,11 +33,12 @@ from cluster.telemetry import Meter
 from jobs.config import how
 from jobs.inputs import Table, local_copy, open_table
 from jobs.make import make
-from jobs.parquet import parquet_bytes
+from jobs.parquet import parquet_bytes, read_parquet
 from jobs.pictures import load_picture
 from jobs.querying import (
     QueriesConfig,
     answer_row,
+    dead_rows,
     describe_queries,
     open_index,
     open_newest_searcher,
@@ -153,14 +157,35 @@ def _allowed(config: Config, searcher: Searcher, wanted: tuple[str, ...] | None)
     return allowed
 
 
+def _passes(index: Artifact, ids: tuple[str, ...] | None, categories: Sequence[str]) -> bool:
+    """Whether any picture of an index has one of these ids (None: any) and one of these categories (none: any). Reads as many
+    tables as it takes, and no vectors.
+    """
+    dead = dead_rows(index)
+    filters = {"image_id": ids, "category": categories or None}
+    for part in index.parts("shard-", ".ids.parquet"):
+        table = read_parquet(index.read(part))
+        live = np.ones(len(table), bool)
+        live[list(dead.get(part.name.split(".")[0], ()))] = False
+        for column, values in filters.items():
+            if values is not None:
+                known = table[column] if column in table.column_names else pa.nulls(len(table), pa.string())
+                live &= pc.is_in(known, value_set=pa.array(values, pa.string())).to_numpy(zero_copy_only=False)
+        if live.any():
+            return True
+    return False
+
+
 def _search_table(config: Config, wanted: tuple[str, ...] | None) -> dict[str, Any]:
     index = open_index(config.index, config.version)
     queries = open_table(config.queries, "queries", "--queries", relevant=False)
     inputs = {"index": index.as_input(), "queries": queries.source}
     if wanted is not None:
         inputs["ids"] = Input(uri=config.ids, sha256=hashlib.sha256("\n".join(wanted).encode()).hexdigest())
-    if wanted is not None or config.category:
-        _allowed(config, open_searcher(index), wanted)  # before the folder is claimed and a picture is described
+    if (wanted is not None or config.category) and not _passes(index, wanted, config.category):
+        raise BadInputError(
+            f"--category, --ids: no picture of {config.index} passes the filter; nothing could answer"
+        )  # before the folder is claimed and a picture is described
     return make(config, "answers", inputs, partial(_build, config, index, queries, wanted))
 
 

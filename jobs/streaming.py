@@ -55,7 +55,7 @@ class DescribeConfig(SessionConfig):
     compile: bool = False
     """Let torch.compile build the network's kernels; GPU only."""
     model_actors: int = how(0, ge=0)
-    """Most model actors; 0: one per GPU with --model-gpus, else one per CPU; on a cluster as many as there come nodes for."""
+    """Most model actors; 0: on one machine one per GPU, where they take GPUs, or per CPU; on a cluster as many as find room."""
     model_actors_min: int = how(0, ge=0)
     """Fewest model actors; the job is refused when the cluster has no room for them. 0: one."""
     model_gpus: float = how(0.0, ge=0)

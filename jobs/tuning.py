@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.artifact import Artifact, Blob, Input, Part, open_artifact
 from cluster.errors import BadInputError, JobFailedError, ObjectMissingError
-from cluster.storage import read_uri
+from cluster.storage import split_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
 from jobs.querying import QuerySpec, dead_rows, open_searcher, query_dim, query_spec, read_all, whitening_of
@@ -128,8 +128,10 @@ def open_queries(config: TuningConfig) -> Queries | None:
     spec = None
     try:
         if uri.endswith(".npy"):
-            data = read_uri(uri)
-            vectors, source = np.load(io.BytesIO(data)), Input(uri=uri, sha256=hashlib.sha256(data).hexdigest())
+            store, name = split_uri(uri)
+            data = store.read(name)
+            found = Input(uri=store.uri(name), sha256=hashlib.sha256(data).hexdigest())
+            vectors, source = np.load(io.BytesIO(data)), found
         else:
             artifact = open_artifact(uri, "descriptors")
             spec = QuerySpec.of(artifact) if "model" in artifact.manifest.inputs else None
@@ -150,7 +152,7 @@ def tune(
     """Measure an index on the running session, and choose how it is searched; None where it is flat, hence exact.
 
     Args:
-        index: a version, or what is to become one (only its parts are looked at).
+        index: a version, or what is to become one (its parts, `factory` of its summary and its inputs are looked at).
         config: target and budget.
         queries: what to search with; None: made from the gallery.
         seed: of the choice of queries.

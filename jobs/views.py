@@ -59,6 +59,11 @@ def stream_of(masks: Artifact, split: str, plan: "Plan", clock: Any) -> Any:  # 
     )
 
 
+def part_at(place: int, count: int, seed: int, epoch: int) -> int:
+    """Which of `count` parts stands at a place of an epoch's stream: the stream has one order, the epochs have others."""
+    return int(np.random.default_rng((seed, epoch)).permutation(count)[place])
+
+
 def _decode(
     batch: dict[str, Any],
     masks: Artifact,
@@ -79,8 +84,7 @@ def _decode(
     split = "train" if augment else "val"
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
     epoch, at = ray.get(clock.get.remote()) if augment else 0, int(batch["at"][0])
-    if augment:  # the stream has one order: which part stands at each place of it is drawn anew for every epoch
-        at = int(np.random.default_rng((plan.seed, epoch)).permutation(len(parts))[at])
+    at = part_at(at, len(parts), plan.seed, epoch) if augment else at
     draws = np.random.SeedSequence((plan.seed, epoch, at))
     torch.manual_seed(int(draws.generate_state(1)[0]))  # other views in every epoch, the same ones after a restart
     part = parts[at]

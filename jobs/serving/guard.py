@@ -77,6 +77,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
+        if scope["method"] == "HEAD":  # what GET says; the server, which keeps its own scope, leaves the body out
+            scope = {**scope, "method": "GET"}
 
         async def dressed(message: Message) -> None:
             nonlocal status
@@ -109,12 +111,10 @@ class Guard:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD:
             raise Refusal(431, "headers_too_large", "The request's headers are too large.")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        path, method = scope["path"], scope["method"]
+        path = scope["path"]
         client = self._client(scope, headers)
-        if method == "POST" and path in SEARCHES:  # no other route reads a body
+        if scope["method"] == "POST" and path in SEARCHES:  # no other route reads a body
             self._check_body(headers, self._config.max_body * SEARCHES[path])
-        if method == "HEAD":  # what GET says; the server leaves the body out
-            scope = {**scope, "method": "GET"}
         cost = _cost(scope)
         if not cost:
             async with asyncio.timeout(self._config.request_seconds):

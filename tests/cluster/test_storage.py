@@ -154,6 +154,11 @@ def test_a_local_folder_is_listed_through_its_links_or_not_at_all(tmp_path: Path
     assert [entry.name for entry in open_store(tmp_path / "shop" / "b").list(links=False)] == [
         "2"
     ]  # named, so followed
+    (tmp_path / "shop" / "latest").symlink_to("a")  # listed under its own name
+    (tmp_path / "shop" / "lost+found").mkdir()
+    (tmp_path / "shop" / "lost+found" / "3").touch()
+    assert [(entry.name, entry.size) for entry in store.list(links=False)] == own
+    assert not any(entry.name.startswith(("latest", "lost")) for entry in store.list())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read any folder")
@@ -173,10 +178,48 @@ def test_errors_of_listing_a_folder_are_raised(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
+    ("number", "failures", "listed", "kind"),
+    [
+        (errno.EIO, 2, True, None),
+        (errno.EIO, 3, True, ObjectDeniedError),
+        (errno.EIO, 3, False, RetryableStoreError),
+        (errno.EMFILE, 3, True, RetryableStoreError),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_tried_again_and_is_at_fault_itself_where_its_folder_answers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    failures: int,
+    listed: bool,
+    kind: type[StoreError] | None,
+) -> None:
+    (tmp_path / "a").write_bytes(b"12")
+    left, fstat = [failures], os.fstat
+
+    def fail(descriptor: int) -> os.stat_result:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(number, os.strerror(number))
+        return fstat(descriptor)
+
+    monkeypatch.setattr("cluster.storage._AGAIN_S", (0, 0))
+    monkeypatch.setattr("cluster.storage._answers", lambda _: listed)
+    monkeypatch.setattr(os, "fstat", fail)
+    store = open_store(tmp_path)
+    if kind is None:
+        assert store.read("a", length=1 << 40) == b"12"
+    else:
+        with pytest.raises(kind, match=os.strerror(number)):
+            store.read("a")
+
+
+@pytest.mark.parametrize(
     ("code", "status", "message", "kind"),
     [
         ("AccessDenied", 403, "Access Denied", ObjectDeniedError),
         ("InvalidObjectState", 403, "archived", ObjectDeniedError),
+        ("KMS.DisabledException", 400, "the key is disabled", ObjectDeniedError),
         ("NoSuchKey", 404, "", ObjectMissingError),
         ("ExpiredToken", 400, "", PermanentStoreError),
         ("InvalidAccessKeyId", 403, "", PermanentStoreError),

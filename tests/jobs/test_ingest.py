@@ -34,8 +34,9 @@ def test_ids_of_a_csv_stay_as_they_are_written(tmp_path: Path) -> None:
     assert table["product_id"].to_pylist() == ["0042", None]
 
 
-def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes("1,Lip\u2028 Gloss\x0b\r\n2,Razor\x85\r\n".encode())
+@pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
+def test_only_line_feed_and_carriage_return_end_a_line(tmp_path: Path, end: str) -> None:
+    (tmp_path / "t.csv").write_bytes(f"1,Lip\u2028 Gloss\x0b{end}2,Razor\x85{end}".encode())
     table = _ingested(tmp_path, tmp_path / "t.csv", images=str(tmp_path))
     assert table["image_id"].to_pylist() == ["1", "2"]
     assert table["description"].to_pylist()[0] == "Lip\u2028 Gloss"

@@ -65,7 +65,7 @@ def test_where_nodes_may_come_only_the_parts_bound_the_actors() -> None:
     assert fit(one, _ask(model_gpus=1, models_min=3), 2, scales=True) == Plan(models=3, models_max=3, decoders=0)
     assert fit(one, _ask(model_cpus=0.5), 100, scales=True) == Plan(models=4, models_max=100, decoders=0)  # one a CPU
     line = fit(one, gpus, 100, scales=True).line(parts=100, pictures=100, of=100, part_mib=0, in_flight=3, processes=4)
-    assert "1 model actor(s) (up to 100 as nodes come)" in line
+    assert "1 model actor(s) (up to 100 where there is room)" in line
     assert "about 1.2 GiB" in line  # of those that start
 
 

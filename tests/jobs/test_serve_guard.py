@@ -115,6 +115,17 @@ def test_what_no_search_can_be_is_left_to_the_routes() -> None:
     assert methods == ["DELETE", "TRACE", "PUT", "GET", "POST"]
 
 
+def test_head_is_counted_with_its_route() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = SimpleNamespace(path="/v1/index")
+        await _Slow()(scope, receive, send)
+
+    metrics = ServingMetrics("test")
+    guard = Guard(app, ServingConfig(index="none"), pending=8, tokens=frozenset(), metrics=metrics)
+    assert asyncio.run(_ask(guard, "/v1/index", "HEAD"))[0] == 200
+    assert 'route="/v1/index",status="200"} 1.0' in metrics.text().decode()
+
+
 def test_a_form_that_is_cut_off_is_no_form() -> None:
     async def ask(body: bytes, **headers: str) -> Answer:
         pieces = [body[place : place + 3] for place in range(0, len(body), 3)]

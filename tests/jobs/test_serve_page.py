@@ -203,13 +203,31 @@ def test_an_unusable_file_leaves_what_stands(browser: Browser, service: Service)
         expect(page.locator(".score")).to_have_text(scores)
         expect(page.locator("#cropbox")).to_be_visible()
         expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
-        page.wait_for_function("document.getElementById('query-picture').naturalWidth > 0")
+        expect(page.locator("#query-picture")).not_to_have_js_property("naturalWidth", 0)
     page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
     expect(page.locator("#found-title")).to_have_text("More like this")
     page.set_input_files("#file", NO_PICTURE)
     expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
     expect(page.locator("#query-picture")).to_have_attribute("alt", titles[0])
     expect(page.locator("#found-title")).to_have_text("More like this")
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["slow", "busy"])
+def test_what_stands_without_answers_is_asked_again(browser: Browser, service: Service, busy: bool) -> None:
+    page = _open(browser, service.address, [])
+    _ask(page, service.queries()[0])
+    held = _hold(page, "**/v1/search")
+    with page.expect_request("**/v1/search"):
+        page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
+    expect(page.locator("#query-title")).to_be_visible()
+    if busy:
+        _refuse(held[0], 503, "overloaded")
+        expect(page.get_by_role("alert")).to_contain_text("A 503.")
+    page.set_input_files("#file", NO_PICTURE)
+    expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
+    expect(page.locator("#found-title")).to_have_text("More like this", timeout=WAIT)
+    expect(page.locator("#found")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
 
 
 def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
@@ -305,7 +323,10 @@ def test_formats_that_only_one_side_opens(browser: Browser, service: Service, ki
     file: FilePayload = {"name": "photo", "mimeType": f"image/{kind.lower()}", "buffer": sink.getvalue()}
     page.set_input_files("#file", [file])
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
-    page.wait_for_function("document.getElementById('query-picture').naturalWidth > 0")
+    expect(page.locator("#query-picture")).not_to_have_js_property("naturalWidth", 0)
+    page.set_input_files("#file", NO_PICTURE)
+    expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
+    expect(page.locator("#query-picture")).not_to_have_js_property("naturalWidth", 0)
     expect(page.locator("#stage")).to_have_attribute("tabindex", "-1" if kind == "TIFF" else "0")
 
 
@@ -464,9 +485,13 @@ def test_an_old_answer_is_not_shown_for_a_new_picture(browser: Browser, service:
     page.set_input_files("#file", service.queries()[1])
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.locator("#query-map")).not_to_have_class(re.compile("shown"))
+    page.locator("label", has=page.locator("input[name=map][value=none]")).click()
+    page.locator("label", has_text="Saliency").click()
+    expect(page.locator("#query-map")).not_to_have_class(re.compile("shown"))
     expect(page.locator("#query-map")).not_to_have_attribute("src", re.compile(""))
-    _refuse(held[0], 502, "failed")
-    expect(page.get_by_role("alert")).to_contain_text("A 502.")
+    _refuse(held[0], 503, "timed_out")  # of the service, not of the picture
+    expect(page.get_by_role("alert")).to_contain_text("A 503.")
+    expect(page.locator("#problem-title")).to_have_text("That did not work.")
     expect(page.locator("#found")).to_be_hidden()
     expect(page.locator("#maps")).to_be_hidden()
     page.get_by_role("button", name="Try again").click()

@@ -17,6 +17,7 @@ from torch import nn
 from jobs.failures import why
 from jobs.stages import Part, joint_losses, stage_of
 from jobs.training_plan import Plan
+from jobs.views import part_at
 from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
 from manet.network import InitialWeights, JointStage, MANet, initial
@@ -94,6 +95,13 @@ class _Shard:
         batch = _batch(slice(0, ROWS))
         views = {name: batch[name].reshape(ROWS, 2, *batch[name].shape[1:]) for name in ("pixels", "mask")}
         yield from itertools.repeat({**views, "label": batch["label"][::2], "picture": batch["picture"]}, 5)
+
+
+def test_parts_come_in_another_order_every_epoch() -> None:
+    """Each once, in the same order whenever it is asked for, so that a run goes on where it was."""
+    orders = [[part_at(place, 40, 3, epoch) for place in range(40)] for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
 
 
 def test_text_is_bit_equal_after_training(monkeypatch: pytest.MonkeyPatch) -> None:

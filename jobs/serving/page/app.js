@@ -9,11 +9,12 @@ import { go, keep, present } from "./past.js";
 import { Query } from "./query.js";
 
 const GONE = new Set(["missing", "unreadable", "no_picture", "store"]); // codes of a gallery picture that cannot be had
-// Codes of a file that no search will ever take: what was asked before stays.
+// Codes of a file that no search will ever take: what was asked before stays. A busy service says timed_out too.
 const UNUSABLE = new Set(["not_a_picture", "unsupported", "too_large", "empty", "truncated", "corrupt", "animated", "crashed_decoder", "timed_out", "dead_feature_map"]);
 // query: {picture: promise of a Blob, file, crop}, {id, item} or null; another query is another object, so what comes late can
 // tell. standing: the last one that the history has an entry of. answered: the one whose answers are shown, `found`.
 const state = { query: null, standing: null, answered: null, found: null, running: null, retry: null };
+const unusable = (error) => UNUSABLE.has(error.code) && !error.passing;
 const answers = new Answers(more);
 const filters = new Filters(filtered);
 const query = new Query(asked, (code, message) => problem(new Problem(code, message)));
@@ -109,7 +110,7 @@ async function run() {
     stand(mine);
   } catch (error) {
     if (running.signal.aborted) return;
-    if (mine.file && mine !== state.standing && UNUSABLE.has(error.code)) {
+    if (mine.file && mine !== state.standing && unusable(error)) {
       fallBack(error);
       return;
     }
@@ -121,13 +122,18 @@ async function run() {
   }
 }
 
-// A file that cannot be used changes nothing: the query before it and its answers stay.
+// A file that cannot be used changes nothing: the query before it and its answers stay; one without answers is asked again.
 function fallBack(error) {
   keepFocus(byId("choose"), () => showQuery(state.standing));
   const mine = state.query;
-  const maps = () => mine && mine === state.query && mine === state.answered && showMaps();
-  byId("query-picture").decode().then(maps, maps);
-  problem(error);
+  if (mine && mine === state.answered) {
+    query.seen(state.found.maps?.query);
+    const maps = () => mine === state.query && showMaps();
+    byId("query-picture").decode().then(maps, maps);
+  } else {
+    run();
+  }
+  problem(error); // after run(), which takes away what was said before
 }
 
 // A picture can be used, or might be another time: from now on Back leads to it.
@@ -167,7 +173,7 @@ function show(found, sent, elapsed) {
 function showMaps() {
   const map = document.querySelector('input[name="map"]:checked').value;
   const overlay = byId("query-map");
-  const address = state.found?.maps?.[map];
+  const address = state.query === state.answered && state.found?.maps?.[map]; // another query has none yet
   if (address) overlay.src = address;
   query.place(overlay);
   overlay.classList.toggle("shown", Boolean(address));
@@ -186,7 +192,7 @@ function problem(error, again = null) {
   byId("status").textContent = "";
   byId(token ? "token-text" : "problem-text").textContent = error.message;
   if (!token) {
-    byId("problem-title").textContent = TITLES[error.code] ?? (UNUSABLE.has(error.code) ? "This file cannot be used." : "That did not work.");
+    byId("problem-title").textContent = TITLES[error.code] ?? (unusable(error) ? "This file cannot be used." : "That did not work.");
     return;
   }
   byId("token").focus();
