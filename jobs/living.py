@@ -333,7 +333,7 @@ def _change(
     inputs: Mapping[str, Input | None] | None = None,
     tuning: Tuning | None = None,
 ) -> Change:
-    """The next version, with a report of its own; what was measured of the last one is left out.
+    """The next version, with a report of its own; its summary leaves out what was measured of the last one.
 
     Args:
         base: the version before.
@@ -494,14 +494,29 @@ def _tuned_again(
 
 
 def _retold(base: Artifact, parts: list[Part], summary: Mapping[str, Any], tuning: Tuning | None) -> list[Part]:
-    """The parts with a new version's own report, and the plot of its tuning, in the place of the earlier ones."""
+    """The parts with a new version's own report in the place of the earlier one, and what was measured: of this version, else of
+    the last one that was, where the quantizer is still the same.
+    """
     skipped = ("errors", "action", "seconds")  # the way to it
     built = {name: value for name, value in summary.items() if name not in skipped}
     told = {name: value for name, value in built.items() if name not in TUNED}
-    unit = _prefix("report", base, json.dumps(tuning.report() if tuning else None), json.dumps(told))
-    blobs = tuning_files(tuning, built, f"-{unit.partition('-')[2]}")
-    others = [part for part in parts if part.name.split(".")[0].split("-")[0] not in {"report", "recall"}]
+    earlier = None if tuning else _measured(base, parts)
+    unit = _prefix("report", base, json.dumps(tuning.report() if tuning else earlier), json.dumps(told))
+    blobs = tuning_files(tuning, built, f"-{unit.partition('-')[2]}", earlier)
+    replaced = {"report"} if earlier else {"report", "recall"}
+    others = [part for part in parts if part.name.split(".")[0].split("-")[0] not in replaced]
     return [*others, *put_unit(base.store, unit, blobs).parts]
+
+
+def _measured(base: Artifact, parts: list[Part]) -> dict[str, Any] | None:
+    """What a version's report says of its tuning, and of which version that is; None where nothing was measured, or where it
+    is no more of the quantizer among `parts`.
+    """
+    reports = base.parts("report", ".json")
+    if not reports or quantizer_of(base).sha256 not in {part.sha256 for part in parts}:
+        return None
+    tuning = json.loads(base.read(reports[-1])).get("tuning")
+    return {"of_version": base.manifest.number, **tuning} if tuning else None
 
 
 def _known(base: Artifact, tuning: Tuning) -> bool:

@@ -216,11 +216,16 @@ def check_tuned(summary: Mapping[str, Any]) -> None:
         )
 
 
-def tuning_files(tuning: Tuning | None, summary: Mapping[str, Any], suffix: str = "") -> dict[str, Blob]:
-    """`report.json` and, of what was measured, `recall.png`: what an index holds, and how well it finds."""
+def tuning_files(
+    tuning: Tuning | None, summary: Mapping[str, Any], suffix: str = "", earlier: Mapping[str, Any] | None = None
+) -> dict[str, Blob]:
+    """`report.json` and, of what was measured, `recall.png`: what an index holds, and how well it finds; or how well an `earlier`
+    version did.
+    """
     built = {name: value for name, value in summary.items() if name not in TUNED}
     exact = EXACT if summary["factory"] == "Flat" else {}
-    report = {**built, **({"tuning": tuning.report()} if tuning else exact)}
+    measured = tuning.report() if tuning else earlier
+    report = {**built, **({"tuning": measured} if measured else exact)}
     blobs = {f"report{suffix}.json": Blob(data=json.dumps(report, indent=1).encode())}
     return blobs | ({f"recall{suffix}.png": Blob(data=recall_png(tuning))} if tuning else {})
 

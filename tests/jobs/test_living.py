@@ -89,6 +89,12 @@ class Gallery:
         self.held = {name: vector for name, vector in self.held.items() if name not in ids}
         return done
 
+    def tuning(self) -> dict[str, Any]:
+        """What the newest version's report says of how well it finds."""
+        artifact = open_index(self.uri)
+        told: dict[str, Any] = json.loads(artifact.read(artifact.parts("report", ".json")[0]))["tuning"]
+        return told
+
     def check(self, version: int = 0) -> None:
         """Its answers are those of exact search over what it should hold."""
         artifact = open_index(self.uri, version)
@@ -111,12 +117,15 @@ def test_a_life(tmp_path: Path) -> None:
     gallery.check()
     assert gallery.delete([f"a{row:04d}" for row in range(0, 90, 2)] + ["b0003"])["version"] == 3
     gallery.check()
+    assert gallery.tuning()["of_version"] == 1  # measured then, and said so
+    assert len(open_index(gallery.uri).parts("recall")) == 1
     before = dict(gallery.held)
     assert gallery.add("a", 10, 2, replace=True)["rows"] == 300 + 120 - 46 + 5  # five of the ten were deleted
     gallery.check()
     done = living.compact(living.CompactConfig(index=gallery.uri, shard_rows=100, max_drift=100, max_deleted=0))
     assert (done["version"], done["deleted"]) == (5, 0)
     gallery.check()
+    assert "of_version" not in gallery.tuning()
     again = living.compact(living.CompactConfig(index=gallery.uri, shard_rows=100, max_drift=100))
     assert again["version"] in {5, 6}  # what was merged may be small still
     gallery.check()

@@ -49,7 +49,7 @@ function frontier(index, report) {
     make(
       "div",
       { class: "card" },
-      make("p", { class: "sub" }, `Of the 7 nearest pictures by exact search, ${(100 * tuning["recall@7"]).toFixed(1)}% are found (95% interval ${interval}, ${plural(tuning.queries, "query").replace("querys", "queries")}); the target was ${(100 * tuning.recall_target).toFixed(0)}%. A search visits ${plural(tuning.nprobe, "cell")} and re-scores ${plural(tuning.refine, "candidate")}.`),
+      make("p", { class: "sub" }, `Of the 7 nearest pictures by exact search, ${(100 * tuning["recall@7"]).toFixed(1)}% are found (95% interval ${interval}, ${plural(tuning.queries, "query").replace("querys", "queries")}); the target was ${(100 * tuning.recall_target).toFixed(0)}%. A search visits ${plural(tuning.nprobe, "cell")} and re-scores ${plural(tuning.refine, "candidate")}.${tuning.of_version ? ` So it was measured of version ${tuning.of_version}; the index has changed since.` : ""}`),
       make("p", { class: "sub" }, MEANING),
       plot(tuning),
       details(tuning),
