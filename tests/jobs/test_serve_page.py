@@ -425,7 +425,7 @@ def test_a_slow_link_does_not_replace_what_was_asked_since(browser: Browser, ser
         held[0].continue_()
     _settle(page)
     expect(page.locator("#query-picture")).to_have_attribute("alt", "The query picture")
-    expect(page.locator("#found-title")).to_have_text("7 answers")
+    expect(page.locator("#found-title")).to_have_text("7 answers", timeout=WAIT)
     assert "#" not in page.url
     assert not faults
 
