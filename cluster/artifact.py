@@ -238,9 +238,7 @@ class ArtifactWriter:
         return self.claim.sha256
 
     def _own(self, name: str) -> Receipt | None:
-        """A receipt, unless there is none or it was written under another claim."""
-        receipt = _read_json(self.store, name, Receipt)
-        return receipt if receipt is not None and receipt.claim in {"", self.claim_sha256} else None
+        return _receipt(self.store, name, self.claim_sha256)
 
     def _claim(self) -> None:
         try:
@@ -489,10 +487,14 @@ def read_version(store: Store, number: int) -> tuple[Manifest, str]:
 
 def finished_unit(store: Store, unit: str, *, claim: str = "") -> Receipt | None:
     """A unit's receipt, when it stands, its files are whole, and it was not written under another claim than `claim`."""
-    receipt = _read_json(store, f"{RECEIPTS}/{unit}.json", Receipt)
-    if receipt is None or (claim and receipt.claim not in {"", claim}):
-        return None
-    return receipt if _is_whole(store, receipt) else None
+    receipt = _receipt(store, f"{RECEIPTS}/{unit}.json", claim)
+    return receipt if receipt is not None and _is_whole(store, receipt) else None
+
+
+def _receipt(store: Store, name: str, claim: str) -> Receipt | None:
+    """A receipt, unless there is none or it was written under another claim than `claim`; "": any will do."""
+    receipt = _read_json(store, name, Receipt)
+    return receipt if receipt is not None and (not claim or receipt.claim in {"", claim}) else None
 
 
 def _put(store: Store, name: str, blob: Blob) -> Part:

@@ -229,17 +229,14 @@ def _add_distance_behind(
     own = max(i for i, row in enumerate(rows) if (row["features"], row["descriptor"]) == ("attended", "sr-mac"))
     for row, ranked in zip(rows, rankings, strict=True):
         row.update(_difference(f"{prefix}behind", rankings[own], ranked, relevant))
-        row.update(_difference(f"{prefix}behind_product", rankings[own], ranked, relevant, by_product=True))
-        del row[f"{prefix}behind_product"]  # the same difference
+        _, low, high = paired_interval(rankings[own], ranked, relevant, K, by_product=True)
+        row.update({f"{prefix}behind_product_low": round(low, 6), f"{prefix}behind_product_high": round(high, 6)})
 
 
-def _difference(
-    name: str, ranked: Ranking, other: Ranking, relevant: dict[str, list[str]], *, by_product: bool = False
-) -> dict[str, float]:
+def _difference(name: str, ranked: Ranking, other: Ranking, relevant: dict[str, list[str]]) -> dict[str, float]:
     """MAP@7 of `ranked` less that of `other`, and the 95% interval."""
     names = (name, f"{name}_low", f"{name}_high")
-    found = paired_interval(ranked, other, relevant, K, by_product=by_product)
-    return dict(zip(names, (round(x, 6) for x in found), strict=True))
+    return dict(zip(names, (round(x, 6) for x in paired_interval(ranked, other, relevant, K)), strict=True))
 
 
 def _describe(
