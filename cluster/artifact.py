@@ -4,8 +4,8 @@ Life of a folder: `claim.json` first (a hash over inputs and config), then the u
 and then its receipt, then `manifest.json` if absent. A folder without a manifest does not exist for a reader.
 
 A *unit* is one piece of work that was cut before the start. Its files are put first and `receipts/<unit>.json` last, so a
-unit is done when its receipt stands, however many files it has. A killed run leaves files without a receipt: they are
-written again, byte for byte the same.
+unit is done when its receipt stands, however many files it has, and is not written again: it may be committed. A killed run
+leaves files without a receipt: they are made again.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from cluster.errors import (
     ObjectMissingError,
     WrongKindError,
 )
-from cluster.storage import Store, open_store
+from cluster.storage import LocalStore, Store, open_store
 
 FORMAT_VERSION = 1
 MANIFEST, CLAIM, RECEIPTS, VERSIONS = "manifest.json", "claim.json", "receipts", "versions"
@@ -144,32 +145,70 @@ class Blob:
     rows: int = 0
 
 
-def put_unit(
-    store: Store, unit: str, blobs: Mapping[str, Blob], counts: Mapping[str, float] | None = None, *, claim: str = ""
-) -> Receipt:
-    """Write the files of one unit, then its receipt. Runs in any worker; twice is harmless.
-
-    With the `claim_sha256` of its writer, a worker that outlives its run leaves no receipt that another run takes for its own.
-    """
-    parts = tuple(_put(store, name, blob) for name, blob in blobs.items())
-    receipt = Receipt(unit=unit, parts=parts, counts=dict(counts or {}), claim=claim)
-    store.write(f"{RECEIPTS}/{unit}.json", receipt.model_dump_json(indent=1).encode())
-    return receipt
-
-
 def parts_of(receipts: Iterable[Receipt]) -> list[Part]:
     """All files of some units, in order."""
     return [part for receipt in receipts for part in receipt.parts]
 
 
-def drop_units(store: Store, units: Iterable[str]) -> None:
-    """Remove units that were only steps on the way: their files first, then their receipts, so that a kill leaves no orphan."""
-    for unit in units:
-        name = f"{RECEIPTS}/{unit}.json"
-        if receipt := _read_json(store, name, Receipt):
-            for part in receipt.parts:
-                store.delete(part.name)
-            store.delete(name)
+@dataclass(frozen=True)
+class Units:
+    """Where the units of a run go, for its workers: a store, and the hash of the claim that they are made under.
+
+    Without a claim any receipt counts: for a change of an index, whose units have names that hold what they are made of.
+    """
+
+    store: Store
+    claim: str = ""
+
+    def put(self, unit: str, blobs: Mapping[str, Blob], counts: Mapping[str, float] | None = None) -> Receipt:
+        """Write the files of one unit, then its receipt. A unit that stands and is whole is left as it is: another run of the
+        same command made it, and may have committed it.
+
+        Raises:
+            JobFailedError: another command made it, and has the folder now.
+        """
+        standing = read_receipt(self.store, _receipt_name(unit))
+        if standing is not None and not self._counts(standing):
+            self.check_claim()
+        elif standing is not None and _is_whole(self.store, standing):
+            return standing
+        parts = tuple(_put(self.store, name, blob) for name, blob in blobs.items())
+        receipt = Receipt(unit=unit, parts=parts, counts=dict(counts or {}), claim=self.claim)
+        self.store.write(_receipt_name(unit), receipt.model_dump_json(indent=1).encode())
+        return receipt
+
+    def receipt(self, unit: str) -> Receipt | None:
+        """A unit's receipt, unless there is none or it was written under another claim."""
+        found = read_receipt(self.store, _receipt_name(unit))
+        return found if found is not None and self._counts(found) else None
+
+    def finished(self, unit: str) -> Receipt | None:
+        """A unit's receipt, as `receipt`, when its files have the size and sha256 that it states."""
+        found = self.receipt(unit)
+        return found if found is not None and _is_whole(self.store, found) else None
+
+    def drop(self, units: Iterable[str]) -> None:
+        """Remove units that were only steps on the way: files first, then receipts, so that a kill leaves no orphan."""
+        for unit in units:
+            if receipt := read_receipt(self.store, _receipt_name(unit)):
+                for part in receipt.parts:
+                    self.store.delete(part.name)
+                self.store.delete(_receipt_name(unit))
+
+    def check_claim(self) -> None:
+        """See that the folder is still this command's.
+
+        Raises:
+            JobFailedError: another command took it.
+        """
+        standing = _read_json(self.store, CLAIM, Claim)
+        if standing is None or standing.sha256 != self.claim:
+            raise JobFailedError(
+                f"{self.store.uri('')}: another command took this folder meanwhile; nothing of this run is committed"
+            )
+
+    def _counts(self, receipt: Receipt) -> bool:
+        return not self.claim or receipt.claim in {"", self.claim}
 
 
 class ArtifactWriter:
@@ -178,6 +217,7 @@ class ArtifactWriter:
     def __init__(self, store: Store, claim: Claim, config: Mapping[str, Any], inputs: Mapping[str, Input]) -> None:
         self.store = store
         self.claim = claim
+        self.units = Units(store, claim.sha256)
         self._config = dict(config)
         self._inputs = dict(inputs)
         self.manifest: Manifest | None = None
@@ -215,30 +255,19 @@ class ArtifactWriter:
             inputs={name: given.sha256 for name, given in sorted(inputs.items())},
         )
         writer = cls(store, claim, config, inputs)
-        standing = _read_json(store, CLAIM, Claim)
-        if standing is None:
+        if overwrite and store.exists(CLAIM):
+            writer._start_over()
+        elif (standing := _read_json(store, CLAIM, Claim)) is None:
             _refuse_foreign(store)
             writer._claim()
         elif standing != claim:
-            if not overwrite:
-                raise ClaimMismatchError(
-                    f"{store.uri('')} belongs to another command: {claim.difference(standing)}; "
-                    "choose another --out or give --overwrite"
-                )
-            writer._start_over()
-        elif overwrite:
-            writer._start_over()
+            raise ClaimMismatchError(
+                f"{store.uri('')} belongs to another command: {claim.difference(standing)}; "
+                "choose another --out or give --overwrite"
+            )
         numbers = version_numbers(store)
         writer.manifest = read_version(store, numbers[-1])[0] if numbers else None
         return writer
-
-    @property
-    def claim_sha256(self) -> str:
-        """Hash of this run's claim, for `put_unit`."""
-        return self.claim.sha256
-
-    def _own(self, name: str) -> Receipt | None:
-        return _receipt(self.store, name, self.claim_sha256)
 
     def _claim(self) -> None:
         try:
@@ -260,13 +289,10 @@ class ArtifactWriter:
 
         Files of a damaged unit are left in place: making the unit again replaces them.
         """
-        names = [entry.name for entry in self.store.list(f"{RECEIPTS}/")]
+        names = [entry.name.removeprefix(f"{RECEIPTS}/") for entry in self.store.list(f"{RECEIPTS}/")]
         with ThreadPoolExecutor(CHECK_THREADS) as pool:
-            receipts = list(pool.map(self._own, names))
-            whole = list(pool.map(lambda receipt: receipt is not None and _is_whole(self.store, receipt), receipts))
-        return {
-            receipt.unit: receipt for receipt, ok in zip(receipts, whole, strict=True) if receipt is not None and ok
-        }
+            found = list(pool.map(self.units.finished, (name.removesuffix(".json") for name in names)))
+        return {receipt.unit: receipt for receipt in found if receipt is not None}
 
     def receipts(self, units: Sequence[str]) -> list[Receipt]:
         """Receipts of `units`, read from the store, in that order.
@@ -275,7 +301,7 @@ class ArtifactWriter:
             IntegrityError: a unit has none.
         """
         with ThreadPoolExecutor(CHECK_THREADS) as pool:
-            found = list(pool.map(lambda unit: self._own(f"{RECEIPTS}/{unit}.json"), units))
+            found = list(pool.map(self.units.receipt, units))
         missing = [unit for unit, receipt in zip(units, found, strict=True) if receipt is None]
         if missing:
             raise IntegrityError(
@@ -288,15 +314,16 @@ class ArtifactWriter:
         """Write the manifest over the receipts of `units`, if no other run has.
 
         Raises:
+            IntegrityError: a unit has no receipt, or a file of another size than its receipt says.
             JobFailedError: another run committed this folder first, or another command overwrote it.
         """
-        parts = [part for receipt in self.receipts(units) for part in receipt.parts]
+        parts = parts_of(self.receipts(units))
+        with ThreadPoolExecutor(CHECK_THREADS) as pool:
+            faults = list(pool.map(partial(_size_fault, self.store), parts))
+        if fault := next(filter(None, faults), ""):
+            raise IntegrityError(f"{fault}; run the same command again")
         manifest = self._manifest(parts, summary, code)
-        standing = _read_json(self.store, CLAIM, Claim)
-        if standing is None or standing.sha256 != self.claim_sha256:
-            raise JobFailedError(
-                f"{self.store.uri('')}: another command took this folder meanwhile; nothing is committed"
-            )
+        self.units.check_claim()
         try:
             self.store.write_if_absent(MANIFEST, manifest_bytes(manifest))
         except AlreadyExistsError:
@@ -364,10 +391,10 @@ class Artifact:
 
         Raises:
             IntegrityError: size or sha256 differ.
+            BadInputError: its name leads out of `folder`.
         """
-        path = folder / part.name
+        path = LocalStore(folder).local_path(part.name)
         if not (path.is_file() and path.stat().st_size == part.bytes and sha256_of(path) == part.sha256):
-            path.parent.mkdir(parents=True, exist_ok=True)
             self.store.download(part.name, path)
             _check(self.store, part, path.stat().st_size, sha256_of(path))
         return path
@@ -384,7 +411,6 @@ class Artifact:
             folder = cache / part.sha256
             path = folder / Path(part.name).name
             if not path.is_file():
-                folder.mkdir(parents=True, exist_ok=True)
                 self.store.download(part.name, path)
         elif not path.is_file():
             raise ObjectMissingError(f"{path}: no such file")
@@ -485,16 +511,13 @@ def read_version(store: Store, number: int) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(raw).hexdigest()
 
 
-def finished_unit(store: Store, unit: str, *, claim: str = "") -> Receipt | None:
-    """A unit's receipt, when it stands, its files are whole, and it was not written under another claim than `claim`."""
-    receipt = _receipt(store, f"{RECEIPTS}/{unit}.json", claim)
-    return receipt if receipt is not None and _is_whole(store, receipt) else None
+def _receipt_name(unit: str) -> str:
+    return f"{RECEIPTS}/{unit}.json"
 
 
-def _receipt(store: Store, name: str, claim: str) -> Receipt | None:
-    """A receipt, unless there is none or it was written under another claim than `claim`; "": any will do."""
-    receipt = _read_json(store, name, Receipt)
-    return receipt if receipt is not None and (not claim or receipt.claim in {"", claim}) else None
+def read_receipt(store: Store, name: str) -> Receipt | None:
+    """The receipt in a file; None where there is none, or none that can be read: its unit is made again."""
+    return _read_json(store, name, Receipt, strict=False)
 
 
 def _put(store: Store, name: str, blob: Blob) -> Part:
@@ -520,16 +543,20 @@ def _sha256_stored(store: Store, name: str) -> str:
     return digest.hexdigest()
 
 
-def _fault(store: Store, part: Part) -> str:
-    """What is wrong with a stored part, in one line; empty when nothing is."""
+def _size_fault(store: Store, part: Part) -> str:
+    """Why a stored part cannot be whole, by its size alone, in one line; empty when it may be."""
     size = store.size(part.name)
     if size is None:
         return f"{store.uri(part.name)} is missing"
-    if size != part.bytes:
-        return f"{store.uri(part.name)} has {size} bytes, the manifest says {part.bytes}"
-    if _sha256_stored(store, part.name) != part.sha256:
-        return f"{store.uri(part.name)} differs from the manifest's sha256"
-    return ""
+    return f"{store.uri(part.name)} has {size} bytes, not {part.bytes}" if size != part.bytes else ""
+
+
+def _fault(store: Store, part: Part) -> str:
+    """What is wrong with a stored part, in one line; empty when nothing is."""
+    if fault := _size_fault(store, part):
+        return fault
+    differs = _sha256_stored(store, part.name) != part.sha256
+    return f"{store.uri(part.name)} differs from the manifest's sha256" if differs else ""
 
 
 def _is_whole(store: Store, receipt: Receipt) -> bool:
@@ -544,12 +571,16 @@ def _check(store: Store, part: Part, size: int, sha256: str) -> None:
         )
 
 
-def _read_json(store: Store, name: str, model: type[_Model]) -> _Model | None:
+def _read_json(store: Store, name: str, model: type[_Model], *, strict: bool = True) -> _Model | None:
+    """A record; None where there is none, or, unless `strict`, none that can be read."""
     try:
-        raw = store.read(name)
+        return _parse(store.read(name), model, store.uri(name))
     except ObjectMissingError:
         return None
-    return _parse(raw, model, store.uri(name))
+    except BadInputError:
+        if strict:
+            raise
+        return None
 
 
 def _parse(raw: bytes, model: type[_Model], where: str) -> _Model:
@@ -558,13 +589,14 @@ def _parse(raw: bytes, model: type[_Model], where: str) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
-        raise BadInputError(f"{where} is not a valid {model.__name__.lower()}: {place}: {first['msg']}") from None
+        raise BadInputError(
+            f"{where} is not a valid {model.__name__.lower()}: {place}: {first['msg']}; bring it back from a copy, or give "
+            "--overwrite to the command that made it"
+        ) from None
 
 
 def _refuse_foreign(store: Store) -> None:
-    for entry in store.list():
-        if not entry.size and (not entry.name or entry.name.endswith("/")):
-            continue  # what a console makes to show an empty folder
+    if entry := next(store.list(), None):
         raise BadInputError(
             f"{store.uri('')} is not empty and no job has claimed it (it holds {entry.name}); choose an empty --out"
         )
@@ -573,11 +605,10 @@ def _refuse_foreign(store: Store) -> None:
 def _clear(store: Store) -> None:
     """Drop what jobs wrote: the manifests first, so that no reader sees half of it."""
     manifests = [version_name(number) for number in version_numbers(store)]
-    found = [_read_json(store, name, Manifest) for name in manifests]
-    names = {part.name for manifest in found if manifest for part in manifest.parts}
     receipts = [entry.name for entry in store.list(f"{RECEIPTS}/")]
-    for receipt in (_read_json(store, name, Receipt) for name in receipts):
-        names |= {part.name for part in receipt.parts} if receipt else set()
+    found = [_read_json(store, name, Manifest, strict=False) for name in manifests]
+    units = [read_receipt(store, name) for name in receipts]  # a record that cannot be read names no file
+    names = {part.name for record in (*found, *units) if record is not None for part in record.parts}
     for name in (*manifests, *sorted(names), *receipts):
         if store.exists(name):
             store.delete(name)

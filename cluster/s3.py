@@ -25,7 +25,8 @@ from cluster.storage import Entry, Store, _check_name
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-ATTEMPTS = 8  # of one request, the first included
+ATTEMPTS = 8  # of one request, the first included; of a file as a whole
+PART_ATTEMPTS = 4  # of each request that a file is sent or brought by: one busy part of many does not begin it anew
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 30
 BACKOFF_S = 0.2  # doubled at each attempt, up to MAX_BACKOFF_S
 MAX_BACKOFF_S = 5.0
@@ -59,7 +60,7 @@ _ADVICE = {
 
 _Result = TypeVar("_Result")
 _local = threading.Lock()
-_clients: dict[str, "S3Client"] = {}
+_clients: dict[int, "S3Client"] = {}
 _retries = 0
 
 
@@ -69,7 +70,7 @@ def retries_seen() -> int:
 
 
 class S3Store(Store):
-    """A prefix of a bucket."""
+    """A prefix of a bucket, empty or with a slash at its end. Keys are no paths: every slash counts, several in a row too."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket, self.prefix = bucket, prefix
@@ -86,15 +87,16 @@ class S3Store(Store):
             raise BadInputError(f"{uri}: no bucket is named; write s3://bucket/prefix")
         if not _BUCKET.fullmatch(bucket):
             raise BadInputError(f"{uri}: no bucket can be named {bucket!r}; write s3://bucket/prefix")
-        return cls(bucket, prefix.strip("/"))
+        return cls(bucket, prefix if not prefix or prefix.endswith("/") else f"{prefix}/")
 
     @override
     def uri(self, name: str = "") -> str:
-        return f"s3://{self.bucket}/{self._key(name)}".rstrip("/")
+        uri = f"s3://{self.bucket}/{self._key(name)}"
+        return uri if name or uri.endswith("//") else uri.removesuffix("/")
 
     @override
     def child(self, name: str) -> "S3Store":
-        return S3Store(self.bucket, self._key(name))
+        return S3Store(self.bucket, f"{self._key(name)}/") if name else self
 
     @override
     def size(self, name: str) -> int | None:
@@ -141,22 +143,30 @@ class S3Store(Store):
 
     @override
     def write_file(self, name: str, path: Path) -> None:
-        self._call(name, lambda s3, key: s3.upload_file(str(path), self.bucket, key))
+        self._call(name, lambda s3, key: s3.upload_file(str(path), self.bucket, key), attempts=PART_ATTEMPTS)
 
     @override
     def download(self, name: str, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._call(name, lambda s3, key: s3.download_file(self.bucket, key, str(path)))  # whole or not at all
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._call(  # whole or not at all
+                name, lambda s3, key: s3.download_file(self.bucket, key, str(path)), attempts=PART_ATTEMPTS
+            )
+        except OSError as error:  # of this machine's own disk
+            raise PermanentStoreError(
+                f"{path.parent} cannot hold {self.uri(name)}: {error.strerror or error}; free some space there, or name another "
+                "folder in $MANET_CACHE"
+            ) from None
 
     @override
     def list(self, prefix: str = "", *, links: bool = True) -> Iterator[Entry]:
-        base = f"{self.prefix}/" if self.prefix else ""
         token = ""
         while True:
             more: dict[str, Any] = {"ContinuationToken": token} if token else {}
-            page = self._call(prefix, partial(self._page, base + prefix, more))
+            page = self._call(prefix, partial(self._page, self.prefix + prefix, more))
             for item in page.get("Contents", []):
-                yield Entry(item["Key"][len(base) :], item["Size"], item["LastModified"].timestamp())
+                if not item["Key"].endswith("/"):
+                    yield Entry(item["Key"].removeprefix(self.prefix), item["Size"], item["LastModified"].timestamp())
             token = page.get("NextContinuationToken", "")
             if not token:
                 return
@@ -166,12 +176,11 @@ class S3Store(Store):
 
     @override
     def unfinished(self) -> Iterator[Entry]:
-        base = f"{self.prefix}/" if self.prefix else ""
         more: dict[str, Any] = {}
         while True:
-            page = self._call("", partial(self._uploads, base, more))
+            page = self._call("", partial(self._uploads, self.prefix, more))
             for item in page.get("Uploads", []):
-                yield Entry(item["Key"][len(base) :], 0, item["Initiated"].timestamp(), item["UploadId"])
+                yield Entry(item["Key"].removeprefix(self.prefix), 0, item["Initiated"].timestamp(), item["UploadId"])
             if not page.get("IsTruncated"):
                 return
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
@@ -196,15 +205,15 @@ class S3Store(Store):
 
     def _key(self, name: str) -> str:
         _check_name(name)
-        return f"{self.prefix}/{name}".strip("/")
+        return self.prefix + name
 
-    def _call(self, name: str, request: "Callable[[S3Client, str], _Result]") -> _Result:
-        """One request with retries and our errors."""
+    def _call(self, name: str, request: "Callable[[S3Client, str], _Result]", attempts: int = 1) -> _Result:
+        """One request with retries and our errors; or several, each of which the client itself makes so many `attempts` of."""
         global _retries  # noqa: PLW0603 - one counter a process
         where = self.uri(name)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return request(_client(), self._key(name))
+                return request(_client(attempts), self._key(name))
             except Exception as error:
                 ours = _translated(error, where)
                 if not isinstance(ours, RetryableStoreError) or attempt == ATTEMPTS:
@@ -223,21 +232,21 @@ def _jitter() -> float:
     return 0.5 + (time.monotonic_ns() % 1000) / 1000
 
 
-def _client() -> "S3Client":
-    """The process's client (boto3 clients are thread-safe), made when it is first needed."""
+def _client(attempts: int = 1) -> "S3Client":
+    """The process's client of so many attempts a request (boto3's are thread-safe), made when it is first needed."""
     with _local:
-        if "s3" not in _clients:
+        if attempts not in _clients:
             import boto3
             from botocore.config import Config
 
             config = Config(
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
-                retries={"total_max_attempts": 1},
+                retries={"total_max_attempts": attempts, "mode": "standard"},
                 max_pool_connections=64,
             )
-            _clients["s3"] = boto3.session.Session().client("s3", config=config)
-        return _clients["s3"]
+            _clients[attempts] = boto3.session.Session().client("s3", config=config)
+        return _clients[attempts]
 
 
 def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa: PLR0911 - one line a kind

@@ -69,7 +69,7 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
     """Ray is up inside the `with`; a session that is already up in this process is used and left running.
 
     Raises:
-        BadInputError: the named cluster cannot be reached.
+        BadInputError: the named cluster cannot be reached, or it is a job server that is named.
     """
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
@@ -82,6 +82,11 @@ def ray_session(config: SessionConfig, *, debug: bool = False) -> Iterator[None]
         yield
         return
     address = _address(config)
+    if address.startswith(("http://", "https://")):
+        raise BadInputError(
+            f"--ray-address {address}: a job server (by $RAY_ADDRESS, unless the flag was given), which takes jobs from "
+            "`manet submit` alone; to run on this machine, unset RAY_ADDRESS (submit reads RAY_API_SERVER_ADDRESS first)"
+        )
     level = logging.INFO if debug else logging.ERROR
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
@@ -182,7 +187,9 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus: float = 0, flags: str) -> None:
+def require_resources(
+    *, cpus: float, gpus: float, workers: int = 1, spare_cpus: float = 0, spare_resource: str = "", flags: str
+) -> None:
     """Hold until the running session can give what would otherwise be waited for without an end.
 
     This machine alone can never give more than it has. To a cluster nodes may come: they are asked for, and waited for.
@@ -192,21 +199,24 @@ def require_resources(*, cpus: float, gpus: float, workers: int = 1, spare_cpus:
         gpus: GPUs of one worker.
         workers: how many there must be at once.
         spare_cpus: CPUs that must be left beside them.
+        spare_resource: custom resource of which the nodes of these CPUs have as much; empty: none.
         flags: what to lower, for the message.
 
     Raises:
         BadInputError: this machine is too small.
         JobFailedError: the cluster still was after `--wait-for-resources`.
     """
-    beside = f", and {spare_cpus:g} CPUs beside them" if spare_cpus else ""
+    named = f" and {spare_cpus:g} {spare_resource!r}" if spare_resource else ""
+    beside = f", and {spare_cpus:g} CPUs{named} beside them" if spare_cpus else ""
     wanted = f"{workers} worker(s) of {cpus:g} CPUs and {gpus:g} GPUs{beside}"
-    nodes = _nodes()
-    if _room(nodes, cpus, gpus, spare_cpus) >= workers:
+    worker, spare = {"CPU": cpus, "GPU": gpus}, {name: spare_cpus for name in ("CPU", spare_resource) if name}
+    nodes = alive_nodes()
+    if _room(nodes, worker, spare) >= workers:
         return
     if not joins_cluster(_running):
         raise BadInputError(f"{wanted} are asked for, but this machine has {_have(nodes)} for Ray; lower {flags}")
-    bundle = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
-    _wait_for([bundle] * workers + ([{"CPU": spare_cpus}] if spare_cpus else []), wanted, flags)
+    bundle = {name: each for name, each in worker.items() if each}
+    _wait_for([bundle] * workers + ([spare] if spare_cpus else []), wanted, flags)
 
 
 def wait_for_room(*, cpus: float, gpus: float, least: int, spare_cpus: float = 0, ask: bool = False, flags: str) -> int:
@@ -227,7 +237,7 @@ def wait_for_room(*, cpus: float, gpus: float, least: int, spare_cpus: float = 0
     began = time.monotonic()
     while True:
         require_resources(cpus=cpus, gpus=gpus, workers=least, spare_cpus=spare_cpus, flags=flags)
-        room = _room(_staying(ask=ask), cpus, gpus, spare_cpus)
+        room = _room(_staying(ask=ask), {"CPU": cpus, "GPU": gpus}, {"CPU": spare_cpus})
         if room >= least:
             return room
         if time.monotonic() - began >= _running.wait_for_resources:
@@ -238,10 +248,12 @@ def wait_for_room(*, cpus: float, gpus: float, least: int, spare_cpus: float = 0
         time.sleep(_SAY_S / 2)
 
 
-def _room(nodes: list[dict[str, float]], cpus: float, gpus: float, spare_cpus: float) -> int:
-    """Workers that some nodes have room for, with CPUs left beside them."""
-    count = sum(_fit(node, cpus, gpus) for node in nodes)
-    while count and _sum(nodes, "CPU") - count * cpus < spare_cpus:
+def _room(nodes: list[dict[str, float]], worker: Mapping[str, float], spare: Mapping[str, float]) -> int:
+    """Workers that some nodes have room for, with what is spared left beside them."""
+    if not any(fits(node, spare) for node in nodes):
+        return 0
+    count = sum(fits(node, worker) for node in nodes)
+    while count and _sum(nodes, "CPU") - count * worker["CPU"] < spare["CPU"]:
         count -= 1
     return count
 
@@ -296,14 +308,14 @@ def _wait_for(bundles: list[dict[str, float]], wanted: str, flags: str) -> None:
     try:
         while True:
             waited = time.monotonic() - began
-            say(f"waiting for {wanted}: the cluster has {_have(_nodes())} ({waited:.0f} of {limit:g} s)")
+            say(f"waiting for {wanted}: the cluster has {_have(alive_nodes())} ({waited:.0f} of {limit:g} s)")
             if group.wait(max(0.1, min(_SAY_S, limit - waited))):
                 say(f"{wanted}: there after {time.monotonic() - began:.0f} s")
                 break
             if time.monotonic() - began >= limit:
                 raise JobFailedError(
-                    f"{wanted} did not come within {limit:g} s: the cluster has {_have(_nodes())}; let it grow, lower {flags}, "
-                    "or raise --wait-for-resources"
+                    f"{wanted} did not come within {limit:g} s: the cluster has {_have(alive_nodes())}; let it grow, "
+                    f"lower {flags}, or raise --wait-for-resources"
                 )
     finally:
         remove_placement_group(group)
@@ -321,7 +333,7 @@ def _wait_until_free(bundles: list[dict[str, float]]) -> None:
         time.sleep(0.1)
 
 
-def _nodes() -> list[dict[str, float]]:
+def alive_nodes() -> list[dict[str, float]]:
     """What each node of the running session has for Ray."""
     import ray
 
@@ -336,10 +348,10 @@ def _sum(nodes: list[dict[str, float]], name: str) -> float:
     return sum(node.get(name, 0) for node in nodes)
 
 
-def _fit(node: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """Workers that one node has room for."""
-    counts = [node.get(name, 0) / each for name, each in (("CPU", cpus), ("GPU", gpus)) if each]
-    return int(min(counts)) if counts else 1
+def fits(node: Mapping[str, float], worker: Mapping[str, float]) -> int:
+    """Workers that one node has room for; 1 where they book nothing."""
+    counts = [node.get(name, 0) / each for name, each in worker.items() if each]
+    return int(min(counts) + 1e-9) if counts else 1
 
 
 def _first_line(error: BaseException) -> str:

@@ -95,11 +95,13 @@ class Store(ABC):
 
     @abstractmethod
     def download(self, name: str, path: Path) -> None:
-        """Bring an object to a local path, whole or not at all."""
+        """Bring an object to a local path, whole or not at all; its folder is made."""
 
     @abstractmethod
     def list(self, prefix: str = "", *, links: bool = True) -> Iterator[Entry]:
-        """All objects whose names start with `prefix`, by name; on disk those in linked folders too, unless `links` is False."""
+        """All objects whose names start with `prefix`, by name; on disk those in linked folders too, unless `links` is False.
+        What a console puts into a bucket to show an empty folder, a key that ends in a slash, is none.
+        """
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -175,7 +177,7 @@ class LocalStore(Store):
         return str(self._path(name)) if name else str(self.root)
 
     @override
-    def local_path(self, name: str) -> Path | None:
+    def local_path(self, name: str) -> Path:
         return self._path(name)
 
     @override
@@ -281,6 +283,8 @@ class LocalStore(Store):
 
     def _path(self, name: str) -> Path:
         _check_name(name)
+        if name.startswith("/"):
+            raise BadInputError(f"{name!r} is not a name inside a folder")
         return self.root / name
 
 
@@ -319,7 +323,7 @@ def _leads_nowhere(path: Path) -> bool:
 
 
 def _check_name(name: str) -> None:
-    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+    if ".." in name.split("/") or "\0" in name:
         raise BadInputError(f"{name!r} is not a name inside a folder")
 
 
@@ -389,13 +393,13 @@ def open_store(uri: str | Path) -> Store:
 
 
 def split_uri(uri: str) -> tuple[Store, str]:
-    """A URI of one object as the store of its folder and its name there."""
-    head, slash, name = uri.rstrip("/").rpartition("/")
+    """A URI of one object as the store of its folder and its name there; in a bucket every slash is one of the key's."""
+    head, slash, name = (uri if uri.startswith("s3://") else uri.rstrip("/")).rpartition("/")
     if not name:
         raise BadInputError(f"{uri!r} names no file")
     if uri.startswith("file://"):
         name = unquote(name)
-    return _cached_store(head if slash and head else "/" if slash else "."), name
+    return _cached_store(head + slash or "."), name
 
 
 @lru_cache(maxsize=256)

@@ -56,14 +56,6 @@ def configure_data() -> None:
         callbacks.append(Paced)
 
 
-def alive_nodes() -> list[tuple[float, float]]:
-    """CPUs and GPUs that each node of the running session has for Ray."""
-    import ray
-
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(float(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in resources]
-
-
 class Board:
     """What every worker of a stream is at, for the driver to say what it waits for. An actor of its own, of no CPU."""
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from cluster.session import require_resources
+from cluster.session import cluster_cpus, require_resources
 
+LEAST = 64  # tasks in flight, on a cluster of any size
 _Unit = TypeVar("_Unit")
 _Result = TypeVar("_Result")
 
@@ -15,7 +16,6 @@ def run_tasks(
     *,
     cpus: float = 1.0,
     gpus: float = 0.0,
-    in_flight: int = 64,
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[_Result]:
     """Run `work(unit)` for every unit on the running session.
@@ -25,7 +25,6 @@ def run_tasks(
         units: what to work on; taken as there is room for them.
         cpus: CPUs that one task books and may use.
         gpus: GPUs of one task.
-        in_flight: most tasks submitted at once.
         environ: more variables of the processes that run them.
 
     Yields:
@@ -49,7 +48,8 @@ def run_tasks(
     queue = iter(units)
     try:
         while True:
-            while len(waiting) < in_flight and (unit := next(queue, None)) is not None:
+            most = max(LEAST, 2 * cluster_cpus() / cpus)  # nodes come and go
+            while len(waiting) < most and (unit := next(queue, None)) is not None:
                 waiting.append(task.remote(unit))
             if not waiting:
                 return

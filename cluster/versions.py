@@ -18,9 +18,9 @@ from cluster.artifact import (
     Input,
     Manifest,
     Part,
-    Receipt,
     manifest_bytes,
     open_artifact,
+    read_receipt,
     read_version,
     version_name,
     version_numbers,
@@ -119,11 +119,8 @@ def drop_versions(store: Store, doomed: Sequence[Artifact], kept: Sequence[Artif
     for artifact in doomed:
         store.delete(version_name(artifact.manifest.number))
     for entry in list(store.list(f"{RECEIPTS}/")):
-        try:
-            receipt = Receipt.model_validate_json(store.read(entry.name))
-        except ObjectMissingError:
-            continue
-        if any(part.name in names for part in receipt.parts):
+        receipt = read_receipt(store, entry.name)
+        if receipt is not None and any(part.name in names for part in receipt.parts):
             store.delete(entry.name)
     for name in sorted(names):
         store.delete(name)

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact
 from cluster.errors import BadInputError
 from cluster.telemetry import say
 from jobs.config import JobConfig
@@ -33,7 +33,7 @@ from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.plotting import table_png
 from jobs.postprocessing import SAMPLE
-from jobs.querying import DescribedConfig, relevant_ids
+from jobs.querying import DescribedConfig, filled, relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
 from manet.config import CONFIG, NetworkConfig, read_config
 from manet.errors import InputError
@@ -194,7 +194,7 @@ def _build(
 
     found: dict[str, Described] = {}
     for network, model in models.items():
-        names = PLAIN if network == "fused" else descriptors_of(_network(model))
+        names = (FUSED,) if network == "fused" else descriptors_of(_network(model))
         found[network] = (
             _describe(config, network, "gallery", gallery, model, names),
             _describe(config, network, "queries", queries, model, names),
@@ -211,7 +211,7 @@ def _build(
         "table.csv": Blob(data=_csv(rows), rows=len(rows)),
         "table.png": Blob(data=table_png(rows)),
     }
-    put_unit(writer.store, "table", blobs, claim=writer.claim_sha256)
+    writer.units.put("table", blobs)
     return ["table"], {"table": [{key: row[key] for key in COLUMNS if key in row} for row in rows]}
 
 
@@ -283,9 +283,7 @@ def _beside(columns: Sequence[Column]) -> Column:
 
 def _column(descriptors: Artifact, name: str) -> Column:
     column = f"descriptor_{name}"
-    parts = [
-        read_parquet(descriptors.read(part), ["image_id", column]) for part in descriptors.parts("part-") if part.rows
-    ]
+    parts = [read_parquet(descriptors.read(part), ["image_id", column]) for part in filled(descriptors)]
     return descriptors_to_numpy(pa.concat_tables(parts), column=column)
 
 

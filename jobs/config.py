@@ -26,8 +26,8 @@ def deciding(config: type[BaseModel], *, skip: Container[str]) -> list[str]:
 def first_fault(error: ValidationError) -> str:
     """The first thing that is wrong, with its place."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}" if place else first["msg"]
+    place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
 
 
 class JobConfig(SessionConfig):

@@ -168,7 +168,8 @@ class Inputs:
             BadInputError: neither is there.
         """
         notes: list[str] = []
-        wanted = next((prices.groups[name].gpu for name in nodes if prices.groups[name].gpus), "cpu")
+        with_gpus = next((prices.groups[name] for name in nodes if prices.groups[name].gpus), None)
+        wanted = with_gpus.gpu if with_gpus else "cpu"
         model = rates.models.get(wanted)
         decode = rates.decode
 
@@ -184,7 +185,9 @@ class Inputs:
             notes.append(f"{what} {measured:.6g}: {source}")
             return measured
 
-        at = f"on such a node: manet bench extract{' --model-gpus 1' if wanted != 'cpu' else ''} --rates FILE"
+        more = f"--model-gpus 1 --model-cpus {with_gpus.cpus / with_gpus.gpus:g} " if with_gpus else ""
+        at = f"on such a node: manet bench extract --catalog CATALOG --model MODEL {more}--rates FILE"
+        by = "measure it: manet bench decode --catalog CATALOG --rates FILE"
         speeds = Speeds(
             model=choose(
                 "model_rate", f"pictures/s of one model actor on {wanted}", model.pictures_per_s if model else None,
@@ -192,11 +195,11 @@ class Inputs:
             ),
             decode=choose(
                 "decode_rate", "pictures/s that one CPU decodes", decode.pictures_per_cpu_s if decode else None,
-                decode.origin if decode else None, "measure it: manet bench decode --rates FILE",
+                decode.origin if decode else None, by,
             ),
             picture_bytes=choose(
                 "picture_bytes", "bytes of a picture's file", decode.picture_bytes if decode else None,
-                decode.origin if decode else None, "measure it: manet bench decode --rates FILE",
+                decode.origin if decode else None, by,
             ),
             actor_start_s=choose(
                 "actor_start", "seconds until a model actor works", model.start_s if model else None,
@@ -251,9 +254,10 @@ def _flags(nodes: Mapping[str, int], prices: Prices, work: Work) -> str:
     gpu = next((group for group in groups.values() if group.gpus), None)
     if gpu is None:
         return f"--model-cpus {work.model_cpus:g}"
-    decode = sum(nodes[name] * group.cpus for name, group in groups.items() if not group.gpus)
-    if decode:
-        return f"--model-gpus 1 --decode-actors {decode} --decode-cpus 1"
+    plain = next((name for name, group in groups.items() if not group.gpus), "")
+    if plain:
+        actors = nodes[plain] * groups[plain].cpus
+        return f"--model-gpus 1 --decode-actors {actors} --decode-cpus 1 --decode-resource {plain}"
     return f"--model-gpus 1 --model-cpus {gpu.cpus / gpu.gpus:g}: a decode process for each of them"
 
 

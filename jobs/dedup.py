@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, Part, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Part
 from cluster.session import ray_session
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
@@ -62,7 +62,7 @@ def _build(config: Config, index: Artifact, writer: ArtifactWriter) -> tuple[lis
     groups = joined(pairs)
     table = pa.table([list(groups), list(groups.values())], schema=GROUPS)
     blob = Blob(data=parquet_bytes(table), rows=len(table))
-    put_unit(writer.store, "groups", {"groups.parquet": blob}, claim=writer.claim_sha256)
+    writer.units.put("groups", {"groups.parquet": blob})
     return ["groups"], {"pictures": len(groups), "groups": len(set(groups.values())), "threshold": config.threshold}
 
 

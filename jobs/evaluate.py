@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob
 from cluster.session import available_cpus
 from jobs.config import how
 from jobs.inputs import Table, open_table
@@ -27,7 +27,7 @@ RANKINGS = pa.schema([("query_id", pa.string()), ("ranked", pa.list_(pa.string()
 
 
 class Config(QueriesConfig):
-    """Flags of `manet evaluate`; --size, --batch-size and --precision are taken from the index."""
+    """Flags of `manet evaluate`."""
 
     INPUTS: ClassVar[tuple[str, ...]] = ("index", "queries", "model")
 
@@ -74,5 +74,5 @@ def _build(config: Config, index: Artifact, queries: Table, writer: ArtifactWrit
         "rankings.parquet": Blob(data=parquet_bytes(table), rows=len(ranked)),
         "metrics.json": Blob(data=json.dumps(summary, indent=1).encode()),
     }
-    put_unit(writer.store, "evaluation", blobs, claim=writer.claim_sha256)
+    writer.units.put("evaluation", blobs)
     return ["evaluation"], summary

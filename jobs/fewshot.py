@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import ArtifactWriter, Blob, put_unit
+from cluster.artifact import ArtifactWriter, Blob
 from cluster.errors import BadInputError
 from cluster.telemetry import say
 from jobs.config import JobConfig
@@ -74,7 +74,7 @@ def _build(config: Config, table: Table, writer: ArtifactWriter) -> tuple[list[s
         blobs[f"{name}-00000.parquet"] = Blob(data=parquet_bytes(part), rows=part.num_rows)
     counts = np.bincount(labels[rows], minlength=len(categories))
     blobs["categories.json"] = Blob(data=_json(config, categories, counts, labels))
-    put_unit(writer.store, "fewshot", blobs, claim=writer.claim_sha256)
+    writer.units.put("fewshot", blobs)
     summary = {
         "categories": len(categories),
         "asked": config.categories,

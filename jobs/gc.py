@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.artifact import CLAIM, RECEIPTS, VERSIONS, Claim, Manifest, Receipt, manifests, version_name
+from cluster.artifact import CLAIM, RECEIPTS, VERSIONS, Claim, Manifest, manifests, read_receipt, version_name
 from cluster.errors import BadInputError
 from cluster.storage import Entry, Store, open_store, resolve_uri
 from cluster.telemetry import say
@@ -50,7 +50,7 @@ def run(config: Config) -> dict[str, Any]:
     found: list[tuple[Store, Entry]] = []
     for root in roots:
         inner = tuple(other for other in roots if other != root and other.startswith(root))
-        at = store.child(root.rstrip("/")) if root else store
+        at = store.child(root.removesuffix("/"))
         found += [(at, entry) for entry in _orphans(at, tuple(name.removeprefix(root) for name in inner), config)]
     size = sum(entry.size for _, entry in found)
     for at, entry in found[:NAMED]:
@@ -101,7 +101,9 @@ def _claimed(store: Store, claim: Claim | None, versions: list[Manifest], there:
         if entry.name.startswith(f"{VERSIONS}/"):
             yield entry.name
         elif entry.name.startswith(f"{RECEIPTS}/"):
-            receipt = Receipt.model_validate_json(store.read(entry.name))
+            receipt = read_receipt(store, entry.name)
+            if receipt is None:  # or none that can be read: its unit is made again
+                continue
             names = {part.name for part in receipt.parts}
             if versions and (not names or names & parts):
                 yield entry.name
@@ -111,7 +113,7 @@ def _claimed(store: Store, claim: Claim | None, versions: list[Manifest], there:
     yield from (version_name(manifest.number) for manifest in versions)
     yield from parts
     if claim is not None and claim.kind in _TABLES:
-        here = store.uri("").rstrip("/") + "/"
+        here = store.uri("x").removesuffix("x")
         for name in sorted(parts):
             if name.endswith(".parquet") and store.exists(name):
                 for uri in _uris(store, name):

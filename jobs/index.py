@@ -32,11 +32,8 @@ from cluster.artifact import (
     ArtifactWriter,
     Blob,
     Part,
-    drop_units,
-    finished_unit,
     open_artifact,
     parts_of,
-    put_unit,
 )
 from cluster.errors import BadInputError
 from cluster.session import ray_session
@@ -159,26 +156,25 @@ def _build(
     say(f"index: {rows} x {dim}, {factory}: {reason}")
     limit = shard_limit(config.shard_rows, factory)
     shards, first = cut_shards(parts, limit), list[Part]()
-    claim = writer.claim_sha256
     with ray_session(config):
         began = time.monotonic()
         if config.whiten:
             first += learned_whitening(
-                (writer.store, claim), source, parts, config.whiten, config.whiten_power, config.seed
+                writer.units, source, parts, config.whiten, config.whiten_power, config.seed
             ).parts
             source = whitened(writer.draft(first, {}), source)
         training = Training(factory=factory, seed=config.seed, cpus=config.train_cpus, gpus=config.train_gpus)
         blobs = query_blobs(descriptors)
-        trained = trained_quantizer(writer.store, TRAINED, source, parts, training, blobs, claim=claim)
+        trained = trained_quantizer(writer.units, TRAINED, source, parts, training, blobs)
         quantizer = next(part for part in trained.parts if part.name.endswith(".faiss"))
         first += trained.parts
         trained_at = time.monotonic()
         steps = cut_shards(parts, limit, f"{SHARD}-plain") if config.augment else []  # here a row finds its neighbours
-        if steps and not all(finished_unit(writer.store, shard.name, claim=claim) for shard in shards):
-            plain = build_shards(writer.store, quantizer, dim, source, steps, "index, plain", claim=claim)
+        if steps and not all(writer.units.finished(shard.name) for shard in shards):
+            plain = build_shards(writer.units, quantizer, dim, source, steps, "index, plain")
             draft = writer.draft([*first, *parts_of(plain)], {"factory": factory, "dim": dim})
             source = AugmentedRows(source, draft, config.augment, inside=True)
-        receipts = build_shards(writer.store, quantizer, dim, source, shards, "index", claim=claim)
+        receipts = build_shards(writer.units, quantizer, dim, source, shards, "index")
         spent = {"train_s": round(trained_at - began, 2), "fill_s": round(time.monotonic() - trained_at, 2)}
         summary = {
             **shard_summary(receipts),
@@ -195,8 +191,8 @@ def _build(
         }
         index = writer.draft([*first, *parts_of(receipts)], summary)
         tuning = tune(index, config, queries, seed=config.seed)
-    drop_units(writer.store, [step.name for step in steps])
-    put_unit(writer.store, REPORT, tuning_files(tuning, summary), claim=claim)
+    writer.units.drop([step.name for step in steps])
+    writer.units.put(REPORT, tuning_files(tuning, summary))
     target = {"recall_target": config.recall_target, "latency_ms": config.latency_ms}
     summary |= (tuning.summary() if tuning else EXACT | target) | spent
     return [*([WHITENING] if config.whiten else []), TRAINED, *(shard.name for shard in shards), REPORT], summary

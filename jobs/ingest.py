@@ -13,6 +13,7 @@ pictures' bytes are written into the table's parts, which `extract` reads in few
 wrong with a row (no id, a doubled id, no answers) is said with its file and row, and nothing is written.
 """
 
+import csv
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import field_validator
 
-from cluster.artifact import MANIFEST, ArtifactWriter, Blob, Input, put_unit
+from cluster.artifact import MANIFEST, ArtifactWriter, Blob, Input
 from cluster.errors import BadInputError, IntegrityError, JobFailedError, ObjectMissingError
 from cluster.session import ray_session
 from cluster.storage import open_store, resolve_uri, split_uri
@@ -34,9 +36,9 @@ from jobs.config import JobConfig
 from jobs.inputs import Kind, holds_bytes, open_table
 from jobs.make import make
 from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
-from jobs.parquet import parquet_bytes, read_parquet
+from jobs.parquet import parquet_bytes, read_parquet, reading
 from manet.errors import InputError
-from manet.tables import CATALOG, QUERIES, check_catalog, check_queries
+from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
 
 PART_ROWS = 100_000
 _Given = TypeVar("_Given")
@@ -115,10 +117,10 @@ def _check_uris(config: Config, uris: list[str]) -> None:
 
 def _pack(config: Config, table: pa.Table, writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
     starts = {f"{index:05d}": start for index, start in enumerate(range(0, table.num_rows, PACK_ROWS))}
-    store, claim = writer.store, writer.claim_sha256
+    into = writer.units
 
     def work(given: tuple[str, bytes]) -> int:
-        return pack_rows(store, given[0], read_parquet(given[1]), claim=claim)["rows"]
+        return pack_rows(into, given[0], read_parquet(given[1]))["rows"]
 
     def given_to(
         unit: str,
@@ -130,7 +132,7 @@ def _pack(config: Config, table: pa.Table, writer: ArtifactWriter) -> tuple[list
         wanted = min(PACK_ROWS, table.num_rows - starts[unit])
         if receipt.counts["rows"] != wanted:
             raise IntegrityError(
-                f"{store.uri('')}: part {unit} holds {receipt.counts['rows']:g} rows for {wanted} pictures; "
+                f"{into.store.uri('')}: part {unit} holds {receipt.counts['rows']:g} rows for {wanted} pictures; "
                 f"delete receipts/{unit}.json and run the same command again"
             )
     return names, summary
@@ -149,19 +151,19 @@ def _run_tar(config: Config) -> dict[str, Any]:
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         units = {f"{index:05d}": uri for index, uri in enumerate(shards)}
-        store, claim = writer.store, writer.claim_sha256
+        into = writer.units
         names, summary = _packed(
             config,
             writer,
             list(units),
             lambda unit: (unit, units[unit]),
-            lambda given: pack_tar(store, *given, claim=claim)["rows"],
+            lambda given: pack_tar(into, *given)["rows"],
         )
-        files = [pq.ParquetFile(store.open(f"catalog-{unit}.parquet")) for unit in names]
+        files = [pq.ParquetFile(into.store.open(f"catalog-{unit}.parquet")) for unit in names]
         ids = [name for file in files for name in file.read(columns=["image_id"])["image_id"].to_pylist()]
         if len(ids) != summary["rows"]:
             raise IntegrityError(
-                f"{store.uri('')}: the parts hold {len(ids)} rows for {summary['rows']} pictures; run again with --overwrite"
+                f"{into.store.uri('')}: the parts hold {len(ids)} rows for {summary['rows']} pictures; run again with --overwrite"
             )
         check_ids(ids, f"--source {config.source}")
         if not ids:
@@ -207,7 +209,7 @@ def _write(kind: Kind, table: pa.Table, writer: ArtifactWriter) -> tuple[list[st
     for index, start in enumerate(range(0, table.num_rows, PART_ROWS)):
         part, unit = table.slice(start, PART_ROWS), f"{index:05d}"
         blob = Blob(data=parquet_bytes(part), rows=part.num_rows)
-        put_unit(writer.store, unit, {f"{kind}-{unit}.parquet": blob}, claim=writer.claim_sha256)
+        writer.units.put(unit, {f"{kind}-{unit}.parquet": blob})
         units.append(unit)
     return units, {"rows": table.num_rows}
 
@@ -222,10 +224,15 @@ def _guess(config: Config) -> Format:
         return "tar"
     if not name.endswith(".csv"):
         return "artifact" if open_store(config.source).exists(MANIFEST) else "folder"
-    head = next(_lines(_read(config.source)[:4096]))[1].lower()
-    if head.startswith("validation image id,"):
+    cells = [cell.strip().lower() for cell in _header(_read(config.source))]
+    if cells[:1] == ["validation image id"]:
         return "validation-csv"
-    return "table" if "uri" in head.split(",") else "training-csv"
+    return "table" if "uri" in cells else "training-csv"
+
+
+def _header(data: bytes) -> list[str]:
+    """The first line's cells, as they are but for their quotes."""
+    return next(csv.reader([next(_lines(data[:4096]))[1]]), [])
 
 
 def _read(uri: str) -> bytes:
@@ -253,19 +260,34 @@ def _folder(config: Config) -> pa.Table:
 
 
 def _table(config: Config, data: bytes) -> pa.Table:
-    is_text = {field.name: field.type for field in (*CATALOG, *QUERIES) if pa.types.is_string(field.type)}
-    options = pyarrow.csv.ConvertOptions(column_types=is_text, strings_can_be_null=True, null_values=[""])
-    try:
-        is_csv = config.source.lower().endswith(".csv")
-        table = pyarrow.csv.read_csv(pa.BufferReader(data), convert_options=options) if is_csv else read_parquet(data)
-    except pa.ArrowInvalid as error:
-        raise BadInputError(f"--source {config.source}: not a table: {str(error).splitlines()[0]}") from None
+    where, schema = f"--source {config.source}", CATALOG if config.kind == "catalog" else QUERIES
+    if config.source.lower().endswith(".csv"):
+        table = _csv(data, where)
+    else:
+        with reading(where):
+            table = read_parquet(data)
     if holds_bytes(table.schema):
         raise _packed_source(config)
     if "uri" not in table.column_names:
-        raise InputError(f"--source {config.source}: no column 'uri'; it has {', '.join(table.column_names)}")
+        raise InputError(f"{where}: no column 'uri'; it has {', '.join(table.column_names)}")
+    table = typed(table, schema, where)
     uris = [_absolute(config, uri) if uri else uri for uri in table["uri"].to_pylist()]
     return table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
+
+
+def _csv(data: bytes, where: str) -> pa.Table:
+    """A CSV with a header; the columns of our tables as text, without the space that stands behind each comma of some files."""
+    text = {field.name for field in (*CATALOG, *QUERIES) if pa.types.is_string(field.type)}
+    kinds = {name: pa.string() for name in _header(data) if name.strip() in text}
+    options = pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=True, null_values=[""])
+    try:
+        table = pyarrow.csv.read_csv(pa.BufferReader(data), convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise BadInputError(f"{where}: not a table: {str(error).splitlines()[0]}") from None
+    for place, name in enumerate(table.column_names):
+        if name != name.strip() and pa.types.is_string(table[name].type):
+            table = table.set_column(place, name, pc.utf8_trim_whitespace(table[name]))
+    return table.rename_columns([name.strip() for name in table.column_names])
 
 
 def _absolute(config: Config, uri: str) -> str:
@@ -285,11 +307,12 @@ def _training_csv(config: Config, data: bytes) -> pa.Table:
     rows = []
     for number, line in _lines(data):
         name, comma, title = line.partition(",")
-        if not line or (number == 1 and name.strip().lower().replace("_", " ") in _HEADERS):
+        name = name.strip().strip('"')
+        if not line or (number == 1 and name.lower().replace("_", " ") in _HEADERS):
             continue
         if not comma or not name:
             raise InputError(f"--source {config.source}: line {number} is not 'image id,title'")
-        rows.append({"image_id": name.strip(), "uri": _image(config, name), "description": title.strip().strip('"')})
+        rows.append({"image_id": name, "uri": _image(config, name), "description": title.strip().strip('"')})
     return pa.Table.from_pylist(
         rows, pa.schema([("image_id", pa.string()), ("uri", pa.string()), ("description", pa.string())])
     )
@@ -299,7 +322,7 @@ def _validation_csv(config: Config, data: bytes) -> pa.Table:
     """The challenge's validation CSV: a query, then its answers, as many as there are."""
     rows = []
     for number, line in list(_lines(data))[1:]:
-        cells = [cell.strip() for cell in line.split(",")]
+        cells = [cell.strip().strip('"') for cell in line.split(",")]
         if not any(cells):
             continue
         relevant = [cell for cell in cells[1:] if cell]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from cluster.artifact import Artifact, Input, open_artifact, sha256_of
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import resolve_uri, split_uri
+from jobs.parquet import reading
 from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
 
 Kind = Literal["catalog", "queries"]
@@ -102,7 +103,7 @@ def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Tab
         except ObjectMissingError:
             raise BadInputError(f"{flag} {uri}: no such file") from None
         source = Input(uri=store.uri(name), sha256=hashlib.sha256(data).hexdigest())
-        files: tuple[TableFile, ...] = (TableFile(uri=source.uri, rows=_footer_rows(source.uri, flag)),)
+        files: tuple[TableFile, ...] = (TableFile(uri=source.uri, rows=_footer_rows(source.uri, f"{flag} {uri}")),)
     else:
         artifact = open_artifact(uri, kind)
         source = artifact.as_input()
@@ -116,7 +117,8 @@ def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Tab
     # a committed catalog was checked when it was made: reading all of it again would keep a large gallery waiting
     read = files[:1] if kind == "catalog" and not uri.endswith(".parquet") else files
     where = f"{flag} {uri}"
-    whole = [typed(_whole(file.uri), _SCHEMA[kind], where) for file in read]
+    with reading(where):
+        whole = [typed(_whole(file.uri), _SCHEMA[kind], where) for file in read]
     check(pa.concat_tables(whole, promote_options="permissive"), where)
     return table
 
@@ -127,11 +129,9 @@ def holds_bytes(schema: pa.Schema) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _footer_rows(uri: str, flag: str) -> int:
-    try:
+def _footer_rows(uri: str, where: str) -> int:
+    with reading(where):
         return int(_parquet(uri).metadata.num_rows)
-    except pa.ArrowInvalid as error:
-        raise BadInputError(f"{flag} {uri}: not a Parquet file: {str(error).splitlines()[0]}") from None
 
 
 @lru_cache(maxsize=64)
@@ -167,7 +167,8 @@ def _read_rows(uri: str, start: int, stop: int, columns: list[str] | None) -> pa
                 skip = start - first
             groups.append(group)
         first += rows
-    return file.read_row_groups(groups, columns=columns).slice(skip, stop - start)
+    with reading(uri):
+        return file.read_row_groups(groups, columns=columns).slice(skip, stop - start)
 
 
 def _absolute_uris(table: pa.Table, base: str) -> pa.Table:
@@ -197,7 +198,6 @@ def local_copy(artifact: Artifact, prefix: str = "") -> Path:
     The cache is $MANET_CACHE, else a folder of this user's under the system's temporary folder.
     """
     folder = cache_folder() / artifact.sha256[:32]
-    folder.mkdir(parents=True, exist_ok=True)
     for part in artifact.parts(prefix):
         artifact.download(part, folder)
     return folder

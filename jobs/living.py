@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from cluster.artifact import Artifact, Blob, Input, Part, open_artifact, put_unit
+from cluster.artifact import Artifact, Blob, Input, Part, Units, open_artifact
 from cluster.errors import (
     BadInputError,
     IntegrityError,
@@ -156,9 +156,11 @@ def add(config: AddConfig) -> dict[str, Any]:
         limit = shard_limit(config.shard_rows, base.manifest.summary["factory"])
         shards = cut_shards(parts, limit, prefix)
         rows_of = processed(base, source, present["image_id"].to_pylist())
-        receipts = build_shards(base.store, trained, base.manifest.summary["dim"], rows_of, shards, "index add")
+        receipts = build_shards(Units(base.store), trained, base.manifest.summary["dim"], rows_of, shards, "index add")
         filled = [part for receipt in receipts for part in receipt.parts]
-        stones = _with_tombstones(base, present, prefix) if len(present) else base.parts("tombstones")
+        stones = base.parts("tombstones")
+        if len(present):
+            stones = _with_tombstones(base, present, _prefix("tombstones", base, new.sha256))
         others = [part for part in base.manifest.parts if not part.name.startswith("tombstones")]
         errors = _errors(base) | {receipt.unit: receipt.counts["quantization_error"] for receipt in receipts}
         summary = {
@@ -228,10 +230,12 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         if retrain:
             unit = f"trained-{prefix.partition('-')[2]}"
             left = [part.model_copy(update={"rows": live[part.name]}) for part in chosen]
-            trained = trained_quantizer(base.store, unit, rows_of, left, training).parts[0]
+            trained = trained_quantizer(Units(base.store), unit, rows_of, left, training).parts[0]
             others = [part for part in others if part.name != quantizer_of(base).name] + [trained]
         shards = cut_shards([part for part in chosen if live[part.name]], limit, prefix, live)
-        receipts = build_shards(base.store, trained, base.manifest.summary["dim"], rows_of, shards, "index compact")
+        receipts = build_shards(
+            Units(base.store), trained, base.manifest.summary["dim"], rows_of, shards, "index compact"
+        )
         dropped = {_stem(part) for part in chosen}
         kept = [part for part in others if part.name.split(".")[0] not in dropped]
         stones = _without(base, dropped, prefix)
@@ -406,7 +410,7 @@ def _put_stones(base: Artifact, table: pa.Table, prefix: str) -> list[Part]:
     unit = f"tombstones-{prefix.partition('-')[2]}"
     ordered = table.sort_by([("shard", "ascending"), ("row", "ascending")])
     blob = Blob(data=parquet_bytes(ordered), rows=len(ordered))
-    return list(put_unit(base.store, unit, {f"{unit}.parquet": blob}).parts)
+    return list(Units(base.store).put(unit, {f"{unit}.parquet": blob}).parts)
 
 
 def _with_tombstones(base: Artifact, found: pa.Table, prefix: str) -> list[Part]:
@@ -505,7 +509,7 @@ def _retold(base: Artifact, parts: list[Part], summary: Mapping[str, Any], tunin
     blobs = tuning_files(tuning, built, f"-{unit.partition('-')[2]}", earlier)
     replaced = {"report"} if earlier else {"report", "recall"}
     others = [part for part in parts if part.name.split(".")[0].split("-")[0] not in replaced]
-    return [*others, *put_unit(base.store, unit, blobs).parts]
+    return [*others, *Units(base.store).put(unit, blobs).parts]
 
 
 def _measured(base: Artifact, parts: list[Part]) -> dict[str, Any] | None:

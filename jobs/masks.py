@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Units, open_artifact
 from cluster.errors import BadInputError, ClusterError
-from cluster.storage import Store
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
 from jobs.decoding import Decoder
@@ -63,7 +62,7 @@ def build_masks(
     if todo:
         what = "pseudo-masks" if kind == "saliency" else "text maps"
         with Meter(what, len(todo), f"parts of {UNIT_ROWS}") as meter:
-            for _ in run_tasks(partial(_mask_unit, (writer.store, writer.claim_sha256), fewshot, kind, source), todo):
+            for _ in run_tasks(partial(_mask_unit, writer.units, fewshot, kind, source), todo):
                 meter.advance(1)
     names = [unit[0] for unit in units]
     return names, check_rejects(writer, writer.receipts(names), max_rejects)
@@ -120,9 +119,7 @@ def _exact(fewshot: Artifact) -> Mapper:
     return mask_of
 
 
-def _mask_unit(
-    writer: tuple[Store, str], fewshot: Artifact, kind: MapKind, source: str, unit: tuple[str, str, str, int]
-) -> None:
+def _mask_unit(units: Units, fewshot: Artifact, kind: MapKind, source: str, unit: tuple[str, str, str, int]) -> None:
     import cv2
 
     cv2.setNumThreads(1)
@@ -148,7 +145,7 @@ def _mask_unit(
     if rejects:
         table = pa.Table.from_pylist(rejects, schema=REJECTS)
         blobs[f"rejects-{name}.parquet"] = Blob(data=parquet_bytes(table), rows=len(rejects))
-    put_unit(writer[0], name, blobs, {"rows": len(rows), "rejects": len(rejects)}, claim=writer[1])
+    units.put(name, blobs, {"rows": len(rows), "rejects": len(rejects)})
 
 
 def _prepared(uris: list[str], size: int) -> list[Picture | PictureError]:

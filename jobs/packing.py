@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.artifact import Blob, put_unit
+from cluster.artifact import Blob, Units
 from cluster.errors import BadInputError
-from cluster.storage import Store, open_store, read_uri, split_uri
+from cluster.storage import open_store, read_uri, split_uri
 from jobs.inputs import BYTES
 from jobs.pictures import fetch_picture
 from manet.tables import CATALOG
@@ -31,7 +31,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PACKED = pa.schema([*CATALOG, (BYTES, pa.binary())])
 
 
-def pack_rows(store: Store, unit: str, rows: pa.Table, *, claim: str = "") -> dict[str, int]:
+def pack_rows(units: Units, unit: str, rows: pa.Table) -> dict[str, int]:
     """Write one part of a catalog's rows with the bytes of their pictures; null where one cannot be read (it is counted).
 
     Raises:
@@ -45,10 +45,10 @@ def pack_rows(store: Store, unit: str, rows: pa.Table, *, claim: str = "") -> di
                 data = pa.array(list(pool.map(_bytes_or_none, group["uri"].to_pylist())), pa.binary())
                 yield group.append_column(BYTES, data)
 
-    return _put(store, unit, groups(), claim=claim)
+    return _put(units, unit, groups())
 
 
-def pack_tar(store: Store, unit: str, uri: str, *, claim: str = "") -> dict[str, int]:
+def pack_tar(units: Units, unit: str, uri: str) -> dict[str, int]:
     """Write one part with the pictures of a tar shard, in the shard's order.
 
     Members KEY.jpg (or any other picture) are the rows; KEY.txt, or `caption` or `title` in KEY.json, are their descriptions.
@@ -89,7 +89,7 @@ def pack_tar(store: Store, unit: str, uri: str, *, claim: str = "") -> dict[str,
                 schema=PACKED,
             )
 
-    return _put(store, unit, groups(), passed, claim=claim)
+    return _put(units, unit, groups(), passed)
 
 
 def _take(name: str, data: bytes, pictures: list[tuple[str, str, bytes]], texts: dict[str, str]) -> bool:
@@ -127,7 +127,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _put(store: Store, unit: str, groups: Iterator[pa.Table], passed: int = 0, *, claim: str) -> dict[str, int]:
+def _put(units: Units, unit: str, groups: Iterator[pa.Table], passed: int = 0) -> dict[str, int]:
     rows = unread = 0
     with tempfile.TemporaryDirectory(prefix="manet-pack-") as scratch:
         path = Path(scratch, "part.parquet")
@@ -138,7 +138,7 @@ def _put(store: Store, unit: str, groups: Iterator[pa.Table], passed: int = 0, *
                 writer.write_table(group.cast(PACKED), row_group_size=GROUP_ROWS)
                 rows, unread = rows + group.num_rows, unread + group[BYTES].null_count
         counts = {"rows": rows, "unread": unread, "passed_over": passed}
-        put_unit(store, unit, {f"catalog-{unit}.parquet": Blob(data=path, rows=rows)}, counts, claim=claim)
+        units.put(unit, {f"catalog-{unit}.parquet": Blob(data=path, rows=rows)}, counts)
     return counts
 
 

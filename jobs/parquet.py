@@ -1,11 +1,14 @@
 """Tables as the bytes of a Parquet file: the one way that jobs write them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from cluster.errors import BadInputError
 
 ROW_GROUP = 4096  # rows: a worker that reads a range fetches little more than the range
 
@@ -15,6 +18,23 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP)
     return sink.getvalue()
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """For a file that a user gave.
+
+    Args:
+        where: the file, and the flag that named it.
+
+    Raises:
+        BadInputError: what Arrow raises of a file that is none of its, or a damaged one.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInputError(f"{where}: not a Parquet file, or a damaged one: {why}") from None
 
 
 def read_parquet(source: bytes | Path, columns: Sequence[str] | None = None) -> pa.Table:

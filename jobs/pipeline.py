@@ -4,14 +4,15 @@
 
 Calls the other jobs in order, each into a folder of its own below --out (fewshot, pretrained, model, descriptors, index,
 evaluation, comparison, report). A stage that is committed for the same inputs is skipped; a killed run goes on where it
-was. Any flag of a stage can be set with --set JOB.FLAG=VALUE, e.g. --set train.epochs=5. Ends with a table and the
-report's address.
+was. Any flag of a stage can be set with --set JOB.FLAG=VALUE, e.g. --set train.epochs=5 (several values of one flag by
+commas: --set extract.scales=1,0.7). Ends with a table and the report's address.
 """
 
 import time
-from typing import Any
+import typing
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cluster.errors import BadInputError
 from cluster.session import SessionConfig
@@ -49,19 +50,46 @@ class Config(JobConfig):
             _split(item)
         return given
 
+    @model_validator(mode="after")
+    def _stages_are_sound(self) -> Self:
+        _stages(self)
+        return self
+
 
 def run(config: Config) -> dict[str, Any]:
     """Run every stage; returns figures and times."""
-    out = config.out.rstrip("/")
     times: dict[str, float] = {}
     summaries: dict[str, dict[str, Any]] = {}
-
-    def stage(name: str, job: str, **fields: Any) -> str:  # noqa: ANN401 - the fields of any job's config
+    for name, (job, made) in _stages(config).items():
         started = time.monotonic()
         say(f"--- {name}")
-        module = STAGES[job]
-        summaries[name] = module.run(_config_of(config, job, out=f"{out}/{name}", **fields))
+        summaries[name] = STAGES[job].run(made)
         times[name] = round(time.monotonic() - started, 1)
+    rows = summaries["comparison"]["table"]
+    for line in report.table_lines(rows):
+        say(line)
+    address = f"{summaries['report']['out'].rstrip('/')}/report.html"
+    say(f"report: {address}")
+    return {
+        "kind": "pipeline",
+        "out": config.out.rstrip("/"),
+        "map@7": summaries["evaluation"]["map@7"],
+        "recall@1": summaries["evaluation"]["recall@1"],
+        "stage_seconds": times,
+        "report": address,
+    }
+
+
+def _stages(config: Config) -> dict[str, tuple[str, Any]]:
+    """Each stage in its turn: its job and that job's config.
+
+    Raises:
+        BadInputError: a value of --set is none for its flag.
+    """
+    out, made = config.out.rstrip("/"), dict[str, tuple[str, Any]]()
+
+    def stage(name: str, job: str, **fields: Any) -> str:  # noqa: ANN401 - the fields of any job's config
+        made[name] = job, _config_of(config, job, out=f"{out}/{name}", **fields)
         return f"{out}/{name}"
 
     few = stage("fewshot", "fewshot", catalog=config.catalog)
@@ -84,19 +112,7 @@ def run(config: Config) -> dict[str, Any]:
         evaluation=figures,
         comparison=table,
     )
-    rows = summaries["comparison"]["table"]
-    for line in report.table_lines(rows):
-        say(line)
-    address = f"{summaries['report']['out'].rstrip('/')}/report.html"
-    say(f"report: {address}")
-    return {
-        "kind": "pipeline",
-        "out": out,
-        "map@7": summaries["evaluation"]["map@7"],
-        "recall@1": summaries["evaluation"]["recall@1"],
-        "stage_seconds": times,
-        "report": address,
-    }
+    return made
 
 
 def _config_of(config: Config, job: str, **fields: Any) -> Any:  # noqa: ANN401 - configs of several jobs
@@ -104,9 +120,11 @@ def _config_of(config: Config, job: str, **fields: Any) -> Any:  # noqa: ANN401 
     session = {name: getattr(config, name) for name in (*SessionConfig.model_fields, "overwrite")}
     taken = train.OF_INIT if "init" in fields else ()
     chosen = {key: value for name, key, value in map(_split, config.set) if name == job and key not in taken}
-    module = STAGES[job]
+    kind = STAGES[job].Config
+    several = {key for key, field in kind.model_fields.items() if typing.get_origin(field.annotation) is tuple}
+    given = {key: value.split(",") if key in several else value for key, value in chosen.items()}
     try:
-        return module.Config(**{**session, **chosen, **fields})
+        return kind(**{**session, **given, **fields})
     except ValidationError as error:
         raise BadInputError(f"--set {job}: {first_fault(error)}") from None
 

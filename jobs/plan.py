@@ -4,7 +4,7 @@
   manet bench extract --model run/model --catalog shop/catalog --rates rates.json
   manet bench index --descriptors bench/vectors --rates rates.json
   manet plan --pictures 500000 --nodes decode=4 --rates rates.json
-  manet plan --pictures 500000 --nodes decode=16 --nodes gpu=8 --rates rates.json --model-rate 400 --simulate 20
+  manet plan --pictures 500000 --nodes decode=16 --nodes gpu=8 --rates rates.json --model-rate 400 --actor-start 30 --simulate 20
 
 Measure with all cores of a machine at work (as the benchmarks do by themselves): a worker alone is faster than one of several.
 
@@ -195,7 +195,9 @@ def _left_out(inputs: Inputs) -> list[str]:
     """What the figures do not hold."""
     found = ["training", "evaluation", "serving", "egress and traffic between zones"]
     if inputs.rates.index is None:
-        found.append("the index (no measured rate; `manet bench index --rates FILE` measures it)")
+        found.append(
+            "the index (no measured rate; `manet bench index --descriptors DESCRIPTORS --rates FILE` measures it)"
+        )
     if inputs.rates.coordination is None:
         found.append("the driver's own limit (`manet bench coordination --rate 1000 --rates FILE` measures it)")
     if inputs.work.pictures > DRIVER_ROWS:

@@ -1,8 +1,10 @@
 """Units of work, and the plan of a stream of them: what runs where, said before the start, refused when it cannot be."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import BadInputError
+from cluster.session import fits
 
 MODEL_MIB = 900  # of a model actor besides its pictures: Python, torch and the network's activations, measured
 DECODER_MIB = 90  # of one decode process
@@ -31,16 +33,11 @@ def cut(rows: int, part_rows: int) -> list[Unit]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
-    """What one node has for Ray."""
-
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What a stream wants: CPUs and GPUs of one model actor, most and fewest of them; the same of decode actors."""
+    """What a stream wants: CPUs and GPUs of one model actor, most and fewest of them; the same of decode actors.
+
+    Of a `decode_resource`, where one is named, a decode actor books as much as CPUs.
+    """
 
     model_cpus: float
     model_gpus: float
@@ -48,6 +45,17 @@ class Ask:
     models_min: int
     decode_cpus: float
     decoders: int
+    decode_resource: str = ""
+
+    @property
+    def model(self) -> dict[str, float]:
+        """What one model actor books."""
+        return {"CPU": self.model_cpus, "GPU": self.model_gpus}
+
+    @property
+    def decoder(self) -> dict[str, float]:
+        """What one decode actor books."""
+        return {name: self.decode_cpus for name in ("CPU", self.decode_resource) if name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +77,11 @@ class Plan:
         )
 
 
-def fit(nodes: list[Node], ask: Ask, parts: int, *, scales: bool) -> Plan:
+def fit(nodes: Sequence[Mapping[str, float]], ask: Ask, parts: int, *, scales: bool) -> Plan:
     """How many actors fit now, so that none starts late and none waits for ever.
 
     Args:
-        nodes: the nodes that are alive.
+        nodes: what each node that is alive has for Ray.
         ask: what is wanted; `models` 0: one per GPU where they take GPUs, else one per CPU.
         parts: units of work; more actors than these are not started.
         scales: the cluster may add nodes: what does not fit now may fit later, so that unless `models` says otherwise only the
@@ -82,12 +90,13 @@ def fit(nodes: list[Node], ask: Ask, parts: int, *, scales: bool) -> Plan:
     Raises:
         BadInputError: one actor of a kind never fits.
     """
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     now = ask.models or max(1, int(gpus if ask.model_gpus else cpus))
     room, least = _room(nodes, ask), max(1, ask.models_min)
     most = max(least, min(parts, (ask.models or parts) if scales else now))
     if room < least and not scales:
-        beside = f" beside {ask.decoders} decode actor(s) of {ask.decode_cpus:g} CPUs" if ask.decoders else ""
+        named = f" and {ask.decode_cpus:g} {ask.decode_resource!r}" if ask.decode_resource else ""
+        beside = f" beside {ask.decoders} decode actor(s) of {ask.decode_cpus:g} CPUs{named}" if ask.decoders else ""
         raise BadInputError(
             f"{least} model actor(s) of {ask.model_cpus:g} CPUs and {ask.model_gpus:g} GPUs{beside} can never start: "
             f"this machine has {cpus:g} CPUs and {gpus:g} GPUs for Ray; lower --model-cpus, --model-gpus or --decode-actors"
@@ -96,17 +105,16 @@ def fit(nodes: list[Node], ask: Ask, parts: int, *, scales: bool) -> Plan:
     return Plan(models=max(least, min(most, room, now)), models_max=most, decoders=min(ask.decoders, parts))
 
 
-def _room(nodes: list[Node], ask: Ask) -> int:
-    """Model actors that fit beside the decode actors, which take the nodes without GPUs first."""
-    left = [[node.cpus, node.gpus] for node in sorted(nodes, key=lambda node: (node.gpus, -node.cpus))]
+def _room(nodes: Sequence[Mapping[str, float]], ask: Ask) -> int:
+    """Model actors that fit beside the decode actors, were these on the nodes without GPUs first.
+
+    Ray itself spreads them over all nodes: only with a `decode_resource` are they sure to leave a GPU's CPUs to its model.
+    """
+    left = [dict(node) for node in sorted(nodes, key=lambda node: (node.get("GPU", 0), -node.get("CPU", 0)))]
     for _ in range(ask.decoders):
-        node = next((node for node in left if node[0] >= ask.decode_cpus), None)
+        node = next((node for node in left if fits(node, ask.decoder)), None)
         if node is None:
             return 0
-        node[0] -= ask.decode_cpus
-    return sum(_fit(node[0], node[1], ask) for node in left)
-
-
-def _fit(cpus: float, gpus: float, ask: Ask) -> int:
-    counts = [have / each for have, each in ((cpus, ask.model_cpus), (gpus, ask.model_gpus)) if each]
-    return int(min(counts) + 1e-9)
+        for name, booked in ask.decoder.items():
+            node[name] -= booked
+    return sum(fits(node, ask.model) for node in left)

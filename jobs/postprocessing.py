@@ -11,8 +11,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from cluster.artifact import Artifact, Blob, Part, Receipt, finished_unit, put_unit
-from cluster.storage import Store
+from cluster.artifact import Artifact, Blob, Part, Receipt, Units
 from cluster.tasks import run_tasks
 from jobs.querying import Vectors, whitening_of, worker_searcher
 from jobs.sharding import Rows, sampled
@@ -69,26 +68,24 @@ class AugmentedRows:
         return table, np.concatenate([vectors[:0], *blocks])
 
 
-def learned_whitening(
-    writer: tuple[Store, str], rows_of: Rows, parts: list[Part], dim: int, power: float, seed: int
-) -> Receipt:
+def learned_whitening(units: Units, rows_of: Rows, parts: list[Part], dim: int, power: float, seed: int) -> Receipt:
     """The unit of the whitening: as it stands, or learned by one Ray task on the running session.
 
     Args:
-        writer: store of the index, and the claim of the run.
+        units: of the index.
         rows_of: a part -> its rows.
         parts: what it is learned on.
         dim, power: as `learn_whitening`.
         seed: of the sample.
     """
-    standing = finished_unit(writer[0], WHITENING, claim=writer[1])
-    return standing or next(iter(run_tasks(partial(_learn, writer, rows_of, dim, power, seed), [parts])))
+    standing = units.finished(WHITENING)
+    return standing or next(iter(run_tasks(partial(_learn, units, rows_of, dim, power, seed), [parts])))
 
 
-def _learn(writer: tuple[Store, str], rows_of: Rows, dim: int, power: float, seed: int, parts: list[Part]) -> Receipt:
+def _learn(units: Units, rows_of: Rows, dim: int, power: float, seed: int, parts: list[Part]) -> Receipt:
     sink = io.BytesIO()
     np.save(sink, learn_whitening(sampled(rows_of, parts, SAMPLE, seed), dim, power), allow_pickle=False)
-    return put_unit(writer[0], WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())}, claim=writer[1])
+    return units.put(WHITENING, {f"{WHITENING}.npy": Blob(data=sink.getvalue())})
 
 
 def whitened(index: Artifact, rows_of: Rows) -> Rows:

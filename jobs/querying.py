@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Input, Part, open_artifact
-from cluster.errors import BadInputError, IntegrityError, ObjectMissingError
+from cluster.errors import BadInputError, IntegrityError, JobFailedError, ObjectMissingError
 from cluster.storage import read_uri
 from jobs.config import JobConfig
 from jobs.inputs import Table, cache_folder, open_model
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from manet.describe import Describer
 
 _Config = TypeVar("_Config", bound=DescribeConfig)
+OF_INDEX = ("size", "batch_size", "precision", "scales")
 Vectors = np.ndarray[Any, np.dtype[np.float16]]
 
 
@@ -105,15 +106,22 @@ class QuerySpec(BaseModel):
 
     def apply(self, config: _Config) -> _Config:
         """The describing config of a job with the fields that must equal the gallery's."""
-        fields = {name: getattr(self, name) for name in ("size", "batch_size", "precision", "scales")}
-        return config.model_copy(update=fields)
+        return config.model_copy(update={name: getattr(self, name) for name in OF_INDEX})
 
 
 class QueriesConfig(JobConfig, DescribeConfig):
-    """Flags of a job that describes queries for an index; --size, --batch-size and --precision are taken from the index."""
+    """Flags of a job that describes queries for an index, which itself says at which size, in which batches and how."""
 
     model: str = ""
     """Where the index's model lies now, if it was moved."""
+
+    @model_validator(mode="after")
+    def _as_the_gallery(self) -> "QueriesConfig":
+        for name in OF_INDEX:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag}: queries are described as the index's pictures were; leave the flag out")
+        return self
 
 
 class DescribedConfig(JobConfig, DescribeConfig):
@@ -160,9 +168,25 @@ def read_descriptors(descriptors: Artifact, part: Part) -> tuple[list[str], Vect
 
 
 def read_all(descriptors: Artifact) -> tuple[list[str], np.ndarray[Any, np.dtype[np.float16]]]:
-    """All ids and descriptors of an artifact that fits in memory."""
-    pairs = [read_descriptors(descriptors, part) for part in descriptors.parts("part-") if part.rows]
+    """All ids and descriptors of an artifact that fits in memory.
+
+    Raises:
+        JobFailedError: it has none: all its pictures were rejected.
+    """
+    pairs = [read_descriptors(descriptors, part) for part in filled(descriptors)]
     return [name for names, _ in pairs for name in names], np.concatenate([vectors for _, vectors in pairs])
+
+
+def filled(descriptors: Artifact) -> list[Part]:
+    """The parts that hold a descriptor.
+
+    Raises:
+        JobFailedError: there is none.
+    """
+    parts = [part for part in descriptors.parts("part-") if part.rows]
+    if not parts:
+        raise JobFailedError(f"{descriptors.uri}: none of its pictures could be described; its rejects say why")
+    return parts
 
 
 def read_ids(uri: str, flag: str) -> list[str]:

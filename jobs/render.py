@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import ArtifactWriter, Blob, put_unit
+from cluster.artifact import ArtifactWriter, Blob, Units
 from cluster.session import ray_session
 from cluster.storage import Store
 from cluster.tasks import run_tasks
@@ -67,7 +67,7 @@ def _build(config: Config, kind: Kind, products: int, writer: ArtifactWriter) ->
     done = writer.finished()
     todo = [(name, *span) for name, span in units.items() if name not in done]
     if todo:
-        work = partial(_render_unit, (writer.store, writer.claim_sha256), config, kind)
+        work = partial(_render_unit, writer.units, config, kind)
         with ray_session(config), Meter(f"render {kind}", products, "products") as meter:
             meter.advance(products - sum(stop - start for _, start, stop in todo))
             for count in run_tasks(work, todo):
@@ -76,15 +76,17 @@ def _build(config: Config, kind: Kind, products: int, writer: ArtifactWriter) ->
     return list(units), {"rows": sum(part.rows for receipt in receipts for part in receipt.parts)}
 
 
-def _render_unit(writer: tuple[Store, str], config: Config, kind: str, unit: tuple[str, int, int]) -> int:
-    """Draw the pictures of some products, then write their rows; `writer` as `put_unit` wants it: a store and its claim."""
-    (store, claim), (name, start, stop) = writer, unit
+def _render_unit(units: Units, config: Config, kind: str, unit: tuple[str, int, int]) -> int:
+    """Draw the pictures of some products, then write their rows."""
+    name, start, stop = unit
     catalogue = Catalogue(seed=config.seed, products=config.products)
     rows_of: Callable[..., list[dict[str, Any]]] = _catalog_rows if kind == "catalog" else _query_rows
-    rows = [row for product in range(start, stop) for row in rows_of(store, catalogue, product, config.size, name)]
+    rows = [
+        row for product in range(start, stop) for row in rows_of(units.store, catalogue, product, config.size, name)
+    ]
     table = pa.Table.from_pylist(rows, schema=CATALOG if kind == "catalog" else QUERIES)
     blob = Blob(data=parquet_bytes(table), rows=table.num_rows)
-    put_unit(store, name, {f"{kind}-{name}.parquet": blob}, claim=claim)
+    units.put(name, {f"{kind}-{name}.parquet": blob})
     return stop - start
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact
 from cluster.errors import BadInputError
 from jobs.config import JobConfig
 from jobs.drawing import data_uri, heat, jpeg
@@ -99,6 +99,11 @@ def run(config: Config) -> dict[str, Any]:
             f"--evaluation {config.evaluation} holds no {missing[0]} (it was made with --k {evaluated.config.get('k')}); "
             "the report shows figures at 7: evaluate with --k 7 into another --out"
         )
+    rankings = _rankings(opened["evaluation"])
+    _refuse_other(
+        catalog, "image_id", {name for row in rankings for name in row["ranked"]}, f"--catalog {config.catalog}"
+    )
+    _refuse_other(queries, "query_id", {row["query_id"] for row in rankings}, f"--queries {config.queries}")
     inputs = {"catalog": catalog.source, "queries": queries.source}
     inputs |= {name: artifact.as_input() for name, artifact in opened.items()}
     return make(config, "report", inputs, partial(_build, config, catalog, queries, opened))
@@ -128,7 +133,7 @@ def _build(
         created=opened["evaluation"].manifest.created,
         counts={"gallery": catalog.rows, "queries": queries.rows},
     )
-    put_unit(writer.store, "report", {"report.html": Blob(data=page.encode())}, claim=writer.claim_sha256)
+    writer.units.put("report", {"report.html": Blob(data=page.encode())})
     return ["report"], {"shown": min(config.shown, queries.rows), "bytes": len(page.encode())}
 
 
@@ -217,8 +222,7 @@ def _query_rows(config: Config, catalog: Table, queries: Table, opened: dict[str
     from manet.checkpoint import load_model
     from manet.describe import Describer
 
-    evaluation, model = opened["evaluation"], opened["model"]
-    rankings = read_parquet(evaluation.read(evaluation.parts("rankings.parquet")[0])).to_pylist()
+    model, rankings = opened["model"], _rankings(opened["evaluation"])
     rng = np.random.default_rng(config.seed)
     chosen = [rankings[i] for i in sorted(rng.permutation(len(rankings))[: config.shown])]
     gallery = catalog.read()
@@ -261,6 +265,21 @@ def _query_rows(config: Config, catalog: Table, queries: Table, opened: dict[str
             }
         )
     return shown
+
+
+def _rankings(evaluation: Artifact) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_parquet(evaluation.read(evaluation.parts("rankings.parquet")[0])).to_pylist()
+    return rows
+
+
+def _refuse_other(table: Table, key: str, wanted: set[str], given: str) -> None:
+    """Refuse a table that has not all ids of the evaluation; `given` names it.
+
+    Raises:
+        BadInputError: it lacks one.
+    """
+    if missing := sorted(wanted - set(_rows_by_id(table.read(columns=[key, "uri"]), key, wanted))):
+        raise BadInputError(f"{given} has no {key} {missing[0]}: it is not the one that --evaluation was made of")
 
 
 def _rows_by_id(table: Any, key: str, wanted: set[str]) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - pa.Table

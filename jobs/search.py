@@ -24,10 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, Input, Part, Receipt, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Input, Part, Receipt, Units
 from cluster.errors import BadInputError, IntegrityError
 from cluster.session import available_cpus, ray_session
-from cluster.storage import Store
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
 from jobs.config import how
@@ -57,7 +56,7 @@ ANSWERS = pa.schema([("query_id", pa.string()), ("ranked", pa.list_(pa.string())
 
 
 class Config(QueriesConfig):
-    """Flags of `manet search`; --size, --batch-size and --precision are taken from the index."""
+    """Flags of `manet search`."""
 
     INPUTS: ClassVar[tuple[str, ...]] = ("index", "queries", "model", "version", "ids")
 
@@ -198,7 +197,7 @@ def _build(
         parts = [part for part in described.parts("part-") if part.rows]
         done = writer.finished()
         todo = [part for part in parts if _unit(part) not in done]
-        work = partial(_answer, config, index, described, wanted, (writer.store, writer.claim_sha256))
+        work = partial(_answer, config, index, described, wanted, writer.units)
         with Meter("search", sum(part.rows for part in todo), "queries") as meter:
             for receipt in run_tasks(work, todo, cpus=max(1, config.threads)):
                 meter.advance(int(receipt.counts["rows"]), part=receipt.unit)
@@ -221,7 +220,7 @@ def _answer(
     index: Artifact,
     described: Artifact,
     wanted: tuple[str, ...] | None,
-    writer: tuple[Store, str],
+    units: Units,
     part: Part,
 ) -> Receipt:
     """The answers to one part of the queries, written."""
@@ -235,4 +234,4 @@ def _answer(
     table = pa.table([names, ranked, scores], schema=ANSWERS)
     blob = Blob(data=parquet_bytes(table), rows=len(names))
     unit = _unit(part)
-    return put_unit(writer[0], unit, {f"{unit}.parquet": blob}, {"rows": len(names)}, claim=writer[1])
+    return units.put(unit, {f"{unit}.parquet": blob}, {"rows": len(names)})

@@ -211,10 +211,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _drain(config: Config, gateways: Any) -> None:  # noqa: ANN401 - a handle of Ray Serve
-    """Let no gateway take a new search, and wait until those in hand are answered. What is on its way has the time that a
-    request may take to come in, and that time once more to be answered.
+    """Let no gateway take a new request, and wait until those in hand are answered. What is on its way has the time that a
+    request may take to come in, and that time once more to be answered. A gateway that is lost has nothing in hand.
     """
     from ray.exceptions import RayError
+    from ray.util import list_named_actors
 
     began = time.monotonic()
     busy: dict[str, tuple[int, int]] = {}
@@ -224,10 +225,12 @@ def _drain(config: Config, gateways: Any) -> None:  # noqa: ANN401 - a handle of
         if not awaited and (late or len(busy) == config.gateways):
             break
         try:
-            name, pending, uploads = gateways.drain.remote().result(timeout_s=config.request_seconds)
+            name, in_hand, uploads = gateways.drain.remote().result(timeout_s=config.request_seconds)
+            living = {each["name"] for each in list_named_actors(all_namespaces=True)}
         except (TimeoutError, RayError):
             break  # no gateway is left that answers
-        busy[name] = pending, uploads
+        busy[name] = in_hand, uploads
+        busy = {each: counts for each, counts in busy.items() if each in living}
         time.sleep(0.05)
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.artifact import Artifact, Blob, Part, Receipt, finished_unit, put_unit
+from cluster.artifact import Artifact, Blob, Part, Receipt, Units
 from cluster.errors import BadInputError, ClusterError, IntegrityError
-from cluster.storage import Store
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter
 from jobs.inputs import Table, cache_folder, open_table
@@ -149,39 +148,38 @@ class ShardRows:
 
 
 def build_shards(
-    store: Store, trained: Part, dim: int, rows_of: Rows, shards: Sequence[Shard], label: str, *, claim: str = ""
+    units: Units, trained: Part, dim: int, rows_of: Rows, shards: Sequence[Shard], label: str
 ) -> list[Receipt]:
     """Fill the shards that are not finished, one Ray task each, on the running session; all their receipts, in order.
 
     Args:
-        store: of the index.
+        units: of the index.
         trained: the quantizer, a file of it.
         dim: dimensions of the rows.
         rows_of: a part -> its rows.
         shards: what to fill.
         label: of the messages.
-        claim: the claim of the run; none where the shards' names hold what they are made of.
 
     Raises:
         IntegrityError: stored ids, codes and vectors of a shard differ in number.
     """
-    receipts = {shard.name: finished_unit(store, shard.name, claim=claim) for shard in shards}
+    receipts = {shard.name: units.finished(shard.name) for shard in shards}
     todo = [shard for shard in shards if receipts[shard.name] is None]
     with Meter(label, sum(shard.rows for shard in shards), "rows") as meter:
         meter.advance(sum(shard.rows for shard in shards if receipts[shard.name] is not None))
-        for receipt in run_tasks(partial(_fill, (store, claim), trained, dim, rows_of), todo):
+        for receipt in run_tasks(partial(_fill, units, trained, dim, rows_of), todo):
             receipts[receipt.unit] = receipt
             meter.advance(int(receipt.counts["rows"]), part=receipt.unit)
     found = [receipt for receipt in receipts.values() if receipt is not None]
     for shard, receipt in zip(shards, found, strict=True):
-        with store.open(f"{shard.name}.ids.parquet") as file:
+        with units.store.open(f"{shard.name}.ids.parquet") as file:
             stored = pq.ParquetFile(file).metadata.num_rows
         if not stored == shard.rows == receipt.counts["rows"]:
-            raise IntegrityError(f"{store.uri(shard.name)}: {stored} ids for {shard.rows} descriptors")
+            raise IntegrityError(f"{units.store.uri(shard.name)}: {stored} ids for {shard.rows} descriptors")
     return found
 
 
-def _fill(writer: tuple[Store, str], trained: Part, dim: int, rows_of: Rows, shard: Shard) -> Receipt:
+def _fill(units: Units, trained: Part, dim: int, rows_of: Rows, shard: Shard) -> Receipt:
     """Add a shard's parts to the trained quantizer, one part in memory at a time."""
     import faiss
 
@@ -189,8 +187,7 @@ def _fill(writer: tuple[Store, str], trained: Part, dim: int, rows_of: Rows, sha
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        store, claim = writer
-        quantizer = Artifact.checked(store, trained)
+        quantizer = Artifact.checked(units.store, trained)
         empty = faiss.deserialize_index(np.frombuffer(quantizer, np.uint8))
         refine = np.lib.format.open_memmap(folder / "refine.npy", "w+", np.float16, (shard.rows, dim))
         tables: list[pa.Table] = []
@@ -219,7 +216,7 @@ def _fill(writer: tuple[Store, str], trained: Part, dim: int, rows_of: Rows, sha
         }
         error = sum(each * rows for each, rows in errors) / max(1, sum(rows for _, rows in errors))
         counts = {"rows": shard.rows, "quantization_error": round(error, 6)}
-        return put_unit(store, shard.name, blobs, counts, claim=claim)
+        return units.put(shard.name, blobs, counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,27 +230,23 @@ class Training:
 
 
 def trained_quantizer(
-    store: Store,
+    units: Units,
     unit: str,
     rows_of: Rows,
     parts: Sequence[Part],
     training: Training,
     extra: Mapping[str, Blob] | None = None,
-    *,
-    claim: str = "",
 ) -> Receipt:
-    """The unit of a trained quantizer: as it stands, or made by one Ray task on the running session, with `extra` beside it;
-    `claim` as in `build_shards`.
-    """
-    standing = finished_unit(store, unit, claim=claim)
+    """The unit of a trained quantizer: as it stands, or made by one Ray task on the running session, with `extra` beside it."""
+    standing = units.finished(unit)
     if standing is not None:
         return standing
-    work = partial(_train, (store, claim), unit, rows_of, training, dict(extra or {}))
+    work = partial(_train, units, unit, rows_of, training, dict(extra or {}))
     return next(iter(run_tasks(work, [parts], cpus=training.cpus, gpus=training.gpus)))
 
 
 def _train(
-    writer: tuple[Store, str],
+    units: Units,
     unit: str,
     rows_of: Rows,
     training: Training,
@@ -267,7 +260,7 @@ def _train(
     sample_ND = sampled(rows_of, parts, training_rows(training.factory, rows), training.seed)
     threads = max(1, int(training.cpus))
     trained = train(sample_ND, training.factory, seed=training.seed, threads=threads, gpus=training.gpus)
-    return put_unit(writer[0], unit, {f"{unit}.faiss": Blob(data=trained), **extra}, claim=writer[1])
+    return units.put(unit, {f"{unit}.faiss": Blob(data=trained), **extra})
 
 
 def sampled(rows_of: Rows, parts: Sequence[Part], wanted: int, seed: int) -> Vectors:

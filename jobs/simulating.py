@@ -35,7 +35,6 @@ class Played:
     seconds: float
     losses: int
     redone: int
-    events: int
 
 
 class _Node:
@@ -90,7 +89,7 @@ class Simulation:
             event()
             if self._now > longest_s:
                 raise ValueError(f"no end after {longest_s / 3600:.0f} hours: nodes are lost faster than they work")
-        return Played(seconds=self._now, losses=self._losses, redone=self._redone, events=self._sequence)
+        return Played(seconds=self._now, losses=self._losses, redone=self._redone)
 
     def _after(self, seconds: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self._now + seconds, self._sequence, event))

@@ -111,7 +111,7 @@ class Steps:
         part: Part,
         after: Callable[[Part], None],
     ) -> dict[str, float]:
-        """One pass over this worker's share; mean losses.
+        """One pass over this worker's share; the losses' means over all workers.
 
         Args:
             epoch: counted over all stages.
@@ -139,7 +139,11 @@ class Steps:
             for name, value in losses.items():
                 part.sums[name] = part.sums.get(name, 0.0) + float(value.detach())
             after(part)
-        return {name: round(total / max(1, part.steps), 5) for name, total in part.sums.items()}
+        everyone = of_all_workers(part.sums)
+        return {
+            name: round(sum(sums[name] for sums in everyone) / len(everyone) / max(1, part.steps), 5)
+            for name in part.sums
+        }
 
     def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
         """The stage's figures over the validation split, the same on every worker. All have the first one's statistics then: a
@@ -246,7 +250,8 @@ class _Joint(Steps):
         found = super().validate(shard)
         pairs = [each for theirs in of_all_workers(self._pairs) for each in theirs]
         views = np.concatenate(pairs) if pairs else np.empty((0, 1), np.float32)
-        return {**found, "val_map@7": round(pairs_average_precision(views[1::2], views[::2]), 5)}
+        found_again = pairs_average_precision(views[1::2], views[::2]) if np.isfinite(views).all() else math.nan
+        return {**found, "val_map@7": round(found_again, 5)}
 
 
 class _Text(Steps):

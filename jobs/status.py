@@ -7,14 +7,13 @@ job runs. Of a committed folder it says what its newest version names: files of 
 It compares the sizes of files only; `manet verify` reads every byte.
 """
 
-import contextlib
 import json
 from collections import Counter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.artifact import RECEIPTS, Claim, Manifest, Receipt, peek
+from cluster.artifact import RECEIPTS, Claim, Manifest, Receipt, peek, read_receipt
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import Store, open_store
 from cluster.telemetry import say
@@ -78,11 +77,11 @@ def run(config: Config) -> dict[str, Any]:
 
 def _receipts(store: Store, claim: Claim, sizes: dict[str, int]) -> list[Receipt]:
     names = sorted(name for name in sizes if name.startswith(f"{RECEIPTS}/"))
-    found = []
-    for name in names:
-        with contextlib.suppress(ObjectMissingError):  # pruned since it was listed
-            found.append(Receipt.model_validate_json(store.read(name)))
-    return [receipt for receipt in found if receipt.claim in {"", claim.sha256}]
+    found = {name: read_receipt(store, name) for name in names}
+    unread = [name for name, receipt in found.items() if receipt is None and store.exists(name)]  # else pruned since
+    if unread:
+        say(f"receipts that cannot be read, and count as absent: {', '.join(unread[:NAMED])}")
+    return [receipt for receipt in found.values() if receipt is not None and receipt.claim in {"", claim.sha256}]
 
 
 def _of_version(manifest: Manifest, receipts: list[Receipt], sizes: dict[str, int]) -> tuple[list[Receipt], list[str]]:

@@ -14,23 +14,23 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cluster.artifact import CHECK_THREADS, Artifact, ArtifactWriter, Receipt
+from cluster.artifact import CHECK_THREADS, Artifact, ArtifactWriter, Receipt, Units
 from cluster.errors import IntegrityError, JobFailedError
 from cluster.s3 import retries_seen
-from cluster.session import MIB, SessionConfig, joins_cluster, ray_session, require_resources
+from cluster.session import MIB, SessionConfig, alive_nodes, joins_cluster, ray_session, require_resources
 from cluster.storage import Store
-from cluster.streams import alive_nodes, configure_data, open_board, waiting_for, watched
+from cluster.streams import configure_data, open_board, waiting_for, watched
 from cluster.telemetry import Meter, say
 from jobs.config import how
 from jobs.inputs import Table, local_copy
 from jobs.memory import FOR_PASSES
 from jobs.pictures import check_rejects
-from jobs.planning import Ask, Node, Plan, Unit, cut, fit
+from jobs.planning import Ask, Plan, Unit, cut, fit
 from jobs.workers import COUNTED, Describe, Fetch, ModelActor
 from manet.config import read_config
 from manet.images import PictureConfig
@@ -71,6 +71,9 @@ class DescribeConfig(SessionConfig):
     """Actors that only fetch and decode, for a cluster whose model nodes have few cores; 0: that is done beside the model."""
     decode_cpus: float = how(0.25, gt=0)
     """CPUs that Ray books for one decode actor."""
+    decode_resource: str = how("")
+    """Custom resource that each decode actor books as much of as CPUs, so that it runs on nodes that have it alone (`decode` in
+    ray_cluster.yaml), not on the CPUs that a GPU's model actor needs; default: none, Ray spreads decode actors over all nodes."""
     parts_in_flight: int = how(3, ge=1, le=16)
     """Parts that one model actor holds at once: one is described, one is written, the others are fetched and decoded."""
     picture_seconds: float = how(30.0, gt=0)
@@ -79,6 +82,16 @@ class DescribeConfig(SessionConfig):
     """Seconds without any progress after which the job fails, naming what it waits for."""
     max_rejects: float = how(0.01, ge=0, le=1)
     """Share of the pictures that may be rejected before the job counts as failed (everything else is saved first)."""
+
+    @model_validator(mode="after")
+    def _resource_is_booked(self) -> Self:
+        if self.decode_resource and not self.decode_actors:
+            raise ValueError("--decode-resource is booked by decode actors: give --decode-actors too, or drop it")
+        if self.decode_resource in {"CPU", "GPU", "memory", "object_store_memory"}:
+            raise ValueError(
+                f"--decode-resource {self.decode_resource}: name a custom resource, one that nodes are given"
+            )
+        return self
 
     @property
     def computes_on(self) -> Literal["cpu", "cuda"]:
@@ -111,14 +124,14 @@ def describe_into(
         say(f"resuming: {len(units) - len(todo)} of {len(units)} parts are finished and verified")
     if todo:
         with ray_session(config):
-            _run((writer.store, writer.claim_sha256), table, model, config, names, todo, run)
+            _run(writer.units, table, model, config, names, todo, run)
     receipts = writer.receipts([unit.name for unit in units])
     _reconcile(writer.store, units, receipts)
     return {**check_rejects(writer, receipts, config.max_rejects), "parts": len(units), **run.summary()}
 
 
 def _run(
-    writer: tuple[Store, str],
+    units: Units,
     table: Table,
     model: Artifact,
     config: DescribeConfig,
@@ -133,11 +146,12 @@ def _run(
             gpus=config.model_gpus,
             workers=max(1, config.model_actors_min),
             spare_cpus=config.decode_cpus if config.decode_actors else 0,
-            flags="--model-cpus / --model-gpus / --model-actors-min / --decode-cpus",
+            spare_resource=config.decode_resource,
+            flags="--model-cpus / --model-gpus / --model-actors-min / --decode-cpus / --decode-resource",
         )
     say(plan_line(table, model, config, todo))
     board = open_board()
-    results = stream(writer, table, model, config, names, todo, board)
+    results = stream(units, table, model, config, names, todo, board)
     with Meter("describe", sum(unit.stop - unit.start for unit in todo), "pictures") as meter:
         for counts in watched(results, config.stall_timeout, partial(waiting_for, board), "--stall-timeout"):
             if counts is not None and counts["failure"]:
@@ -220,13 +234,13 @@ def plan_of(config: DescribeConfig, parts: int) -> Plan:
         models_min=config.model_actors_min,
         decode_cpus=config.decode_cpus,
         decoders=config.decode_actors,
+        decode_resource=config.decode_resource,
     )
-    nodes = [Node(cpus=cpus, gpus=gpus) for cpus, gpus in alive_nodes()]
-    return fit(nodes, ask, parts, scales=joins_cluster(config))
+    return fit(alive_nodes(), ask, parts, scales=joins_cluster(config))
 
 
 def stream(
-    writer: tuple[Store, str],
+    units: Units,
     table: Table,
     model: Artifact,
     config: DescribeConfig,
@@ -237,12 +251,12 @@ def stream(
     """Describe `todo` on the running session; yields the counts of each unit as it is done.
 
     Args:
-        writer: the store of the artifact, and the hash of its claim.
+        units: where the units go.
         board: where workers report what they are at, or None.
     """
     plan, pictures = plan_of(config, len(todo)), picture_config(model, config.size)
     fetch = (Fetch, (table, pictures, config)) if plan.decoders else None
-    describe = (Describe, (table, pictures, model, writer, names, config, board))
+    describe = (Describe, (table, pictures, model, units, names, config, board))
     yield from flow(todo, plan, config, fetch=fetch, describe=describe)
 
 
@@ -270,11 +284,13 @@ def flow(
     rows = [{"index": unit.index, "start": unit.start, "stop": unit.stop} for unit in todo]
     stream: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     if fetch is not None:
+        booked = {config.decode_resource: config.decode_cpus} if config.decode_resource else {}
         stream = stream.map(
             cast(Any, fetch[0]),
             fn_constructor_args=fetch[1],
             compute=ActorPoolStrategy(size=plan.decoders),
             num_cpus=config.decode_cpus,
+            resources=booked,
         )
     stream = stream.map(
         cast(Any, describe[0]),

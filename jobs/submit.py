@@ -17,7 +17,7 @@ import secrets
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,12 @@ from jobs.make import CODE, code
 
 PACKAGES = ("jobs", "manet", "cluster")
 MIB = 1 << 20
+PATHS = {  # flags of all jobs that name a file or a folder
+    "out", "catalog", "queries", "fewshot", "model", "plain", "baseline", "fuse", "descriptors", "index", "dedup", "evaluation",
+    "comparison", "source", "images", "picture", "ids", "tokens", "masks", "init", "rates", "prices",
+    "backbone_weights", "saliency_weights", "text_weights", "pseudo_masks", "pseudo_text",
+}  # fmt: skip
+_ANYWHERE = re.compile(r"/|[a-z0-9]+://|(own|pip):|(none|random|pretrained|classical|rendered)$")  # or weights by name
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"X-Amz-(Signature|Credential|Security-Token)=|://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
 _SECRET_VARIABLES = ("RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MANET_TOKENS")
@@ -136,14 +142,25 @@ def checked_words(command: Sequence[str]) -> list[str]:
     if command[0] == "submit":
         raise BadInputError("submit cannot submit itself")
     names, config = parse(command)
-    for name in ("out", *getattr(type(config), "INPUTS", ())):
-        value = getattr(config, name, "")
-        if name in config.model_fields_set and value and not (value.startswith("/") or "://" in value):
+    for name, value in _settings(config):
+        if name in PATHS and value and not _ANYWHERE.match(value):
             raise BadInputError(
-                f"--{name} {value}: a relative path would lie in the job's temporary folder on the cluster; give an address "
-                "that all nodes can reach, like s3://bucket/prefix"
+                f"--{name.replace('_', '-')} {value}: a relative path would lie in the job's temporary folder on the cluster; "
+                "give an address that all nodes can reach, like s3://bucket/prefix"
             )
     return [*names, *spell_out(config), *(["--debug"] if "--debug" in command else [])]
+
+
+def _settings(config: BaseModel) -> Iterator[tuple[str, str]]:
+    """Name and value of each text that was set, of one stage too (`--set` of `manet pipeline`)."""
+    for name in config.model_fields_set:
+        value = getattr(config, name)
+        for each in value if isinstance(value, tuple) else [value]:
+            if name == "set":
+                flag, _, text = each.partition("=")
+                yield flag.partition(".")[2].replace("-", "_"), text
+            elif isinstance(each, str):
+                yield name, each
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:

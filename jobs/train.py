@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, Claim, open_artifact, peek, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Claim, open_artifact, peek
 from cluster.errors import BadInputError
 from cluster.session import ray_session
 from cluster.storage import open_store
@@ -31,8 +31,9 @@ from jobs.config import JobConfig, how
 from jobs.inputs import fetch_weights, local_copy, open_model
 from jobs.make import make
 from jobs.masks import CLAIMS, RENDERED, MapKind, build_masks, mapper
-from jobs.training import default_cpus, fit
+from jobs.training import default_cpus, drop_checkpoints, fit
 from jobs.training_plan import Branch, Plan
+from manet.backbone import create
 from manet.checkpoint import load_model, save_branch
 from manet.config import Attention, NetworkConfig, TextSource, read_config
 from manet.images import PictureConfig
@@ -154,6 +155,7 @@ def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     fewshot = open_artifact(config.fewshot, "fewshot")
     init = open_model(config.init) if config.init else None
+    _refuse_too_few(config, fewshot)
     config = _pinned(config)
     categories = json.loads(fewshot.read(fewshot.parts("categories.json")[0]))["categories"]
     network, weights = _network(config, init, len(categories)), _weights(config)
@@ -173,8 +175,11 @@ def run(config: Config) -> dict[str, Any]:
             )
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
+        if config.overwrite:  # before anything else: a run that is stopped and goes on has none of the old ones
+            drop_checkpoints(writer.store)
         with ray_session(config):
             masks = _masks(config, fewshot)
+            _refuse_too_few(config, masks, "masks-")  # some may have been rejected
             plan = Plan(
                 network=network,
                 weights=weights,
@@ -197,6 +202,21 @@ def run(config: Config) -> dict[str, Any]:
 
     inputs = {"fewshot": fewshot.as_input()} | ({"init": init.as_input()} if init else {})
     return make(config, "model" if config.branch == "all" else config.branch, inputs, build)
+
+
+def _refuse_too_few(config: Config, pictures: Artifact, prefix: str = "") -> None:
+    """Refuse a split of which some worker would see nothing; its parts' names begin with `prefix` and the split.
+
+    Raises:
+        BadInputError: there is one.
+    """
+    for split in ("train", "val"):
+        rows = sum(part.rows for part in pictures.parts(f"{prefix}{split}-"))
+        if rows < config.workers:
+            raise BadInputError(
+                f"--fewshot {config.fewshot}: {rows} usable pictures to {'learn from' if split == 'train' else 'validate with'}, "
+                f"{config.workers} workers; make one of more pictures"
+            )
 
 
 def _pinned(config: Config) -> Config:
@@ -238,7 +258,7 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
     """The network to train: that of `init` for as many classes, or what the flags say.
 
     Raises:
-        BadInputError: a flag that names another network than that of --init.
+        BadInputError: a flag that names another network than that of --init, or one whose weights no flag names.
         WeightsError: a text branch that is added has no weights.
     """
     if init is not None:
@@ -265,6 +285,13 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
                 f"--text-weights {config.text_weights}: the text branch of --init is kept; leave the flag out"
             )
         return network
+    for name in ("backbone", *(("text",) if config.branch == "text" else ())):
+        given = {name, f"{name}_weights"} & config.model_fields_set
+        if given == {name} and getattr(config, name) != NetworkConfig().backbone:
+            create(getattr(config, name))  # an unknown one is told as such
+            raise BadInputError(
+                f"--{name} {getattr(config, name)}: give its --{name}-weights (a file, `pretrained` or `random`)"
+            )
     return NetworkConfig(
         backbone=config.backbone,
         text=config.text,
@@ -283,11 +310,8 @@ def _weights(config: Config) -> InitialWeights:
 
 
 def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) -> dict[str, Any]:
-    if config.overwrite:
-        for entry in list(writer.store.list("checkpoints/")):
-            writer.store.delete(entry.name)
     checkpoints = (
-        f"{config.out.rstrip('/')}/checkpoints/{writer.claim_sha256[:16]}"  # another command's are never taken up
+        f"{config.out.rstrip('/')}/checkpoints/{writer.units.claim[:16]}"  # another command's are never taken up
     )
     with tempfile.TemporaryDirectory() as scratch:
         with Meter("train", plan.steps_of(plan.workers) * (plan.saliency_epochs + plan.epochs), "steps") as meter:
@@ -302,7 +326,7 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
             files = [f"{config.branch}.safetensors", "metrics.json"]
             save_branch(load_model(Path(scratch)), config.branch, Path(scratch) / files[0])
         blobs = {name: Blob(data=Path(scratch) / name) for name in files}
-        put_unit(writer.store, "model", blobs, claim=writer.claim_sha256)
+        writer.units.put("model", blobs)
     validated = {key: value for key, value in history[epoch].items() if key.startswith("val_")}
     return {"categories": len(plan.categories), "epochs": len(history), "epoch": epoch, **validated}
 

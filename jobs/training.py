@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cluster.artifact import Artifact
 from cluster.errors import BadInputError, ClusterError, JobFailedError
-from cluster.session import beside_driver, cluster_cpus, quiet, require_resources, wait_for_room
+from cluster.session import alive_nodes, beside_driver, cluster_cpus, quiet, require_resources, wait_for_room
 from cluster.storage import Store, arrow_filesystem, open_store
-from cluster.streams import alive_nodes, configure_data
+from cluster.streams import configure_data
 from cluster.telemetry import Meter, say
 from jobs.failures import cause_of, restarts_told, why
 from jobs.inputs import fetch_weights, local_copy
@@ -39,12 +39,13 @@ if TYPE_CHECKING:
 ASK_STEPS = 4  # steps between two looks for an announced loss of a node
 _MOMENTS = "optimizer.safetensors"
 _POSITION = "position.json"
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own record of what it saved
 
 
 def default_cpus(workers: int, gpus: float) -> float:
     """CPUs of a training worker where nobody says: 1 beside a GPU, else an equal share of what decoding leaves, on one node."""
     share = max(0.5, (cluster_cpus() - DECODE_CPUS) / workers)
-    return 1.0 if gpus else min(share, max((cpus for cpus, _ in alive_nodes() if cpus), default=share))
+    return 1.0 if gpus else min(share, max((node["CPU"] for node in alive_nodes() if node.get("CPU")), default=share))
 
 
 def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter) -> tuple[list[dict[str, Any]], int]:
@@ -103,6 +104,13 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
     return history, epoch
 
 
+def drop_checkpoints(store: Store) -> None:
+    """Drop those of earlier runs; the records that name them first, so that none is gone on from that is half there."""
+    entries = [entry.name for entry in store.list("checkpoints/")]
+    for name in sorted(entries, key=lambda name: not name.endswith(_SNAPSHOT)):
+        store.delete(name)
+
+
 def _room(plan: Plan, *, again: bool) -> int:
     """Workers to start with: all are waited for; else, and after a loss, those that there is room for, at least the fewest.
 
@@ -111,7 +119,7 @@ def _room(plan: Plan, *, again: bool) -> int:
         JobFailedError: the cluster has not even room for `plan.workers_min` after --wait-for-resources.
     """
     flags = "--workers / --workers-min / --worker-cpus / --worker-gpus"
-    one = {"cpus": plan.worker_cpus, "gpus": plan.worker_gpus, "spare_cpus": DECODE_CPUS}
+    one: dict[str, Any] = {"cpus": plan.worker_cpus, "gpus": plan.worker_gpus, "spare_cpus": DECODE_CPUS}
     if not again:
         try:
             require_resources(**one, workers=plan.workers, flags=flags)

@@ -141,7 +141,7 @@ def _check(artifact: Artifact, table: Table, row: int, describe: Any) -> tuple[f
     """Cosine of a picture's stored descriptor with a new one, and whether they are the same bits; rejects must be so again."""
     source = table.sources(row, row + 1)[0]
     new = describe(source)
-    (part,) = artifact.parts(f"part-{row // artifact.manifest.config['part_rows']:05d}")
+    (part,) = artifact.parts(f"part-{row // artifact.manifest.config['part_rows']:05d}.parquet")
     stored = read_parquet(artifact.read(part))
     ids = stored["image_id"].to_pylist()
     if (source[0] in ids) != (new is not None):

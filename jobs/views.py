@@ -98,7 +98,10 @@ def _decode(
     for row in (rows[place] for place in shown):
         picture = load_picture(row["uri"], PictureConfig(size=size))
         if isinstance(picture, PictureError):
-            raise JobFailedError(f"{row['uri']} was usable when the masks were made and is not now: {picture.detail}")
+            raise JobFailedError(
+                f"{row['uri']} was usable when the masks were made and is not now: {picture.detail}; bring it back, or make the "
+                "few-shot set anew"
+            )
         pixels.append(picture)
         mask = cv2.imdecode(np.frombuffer(row["mask"], np.uint8), cv2.IMREAD_GRAYSCALE)
         grey.append(cv2.resize(mask, (size, size)))

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from cluster.artifact import Artifact, Blob, put_unit
+from cluster.artifact import Artifact, Blob, Units
 from cluster.errors import ClusterError
 from cluster.s3 import retries_seen
-from cluster.storage import Store
 from cluster.streams import keep_reporting
 from cluster.telemetry import Metrics
 from jobs.inputs import Table, local_copy
@@ -105,7 +104,7 @@ class ModelActor:
     """A unit's rows or pictures -> its part and its rejects in the store, then its receipt.
 
     Args:
-        writer: the store of the artifact, and the hash of its claim.
+        units: where its units go.
         board: where it reports what it is at, or None.
         model: makes the model, in the thread that will run it.
         loader: makes what loads the pictures; None: units come with their pictures.
@@ -113,13 +112,13 @@ class ModelActor:
 
     def __init__(
         self,
-        writer: tuple[Store, str],
+        units: Units,
         board: Any,  # noqa: ANN401 - a handle of a Ray actor
         *,
         model: Callable[[], Describes],
         loader: Callable[[], Loads] | None,
     ) -> None:
-        self._store, self._claim = writer
+        self._units = units
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._metrics = Metrics()
         self._at: dict[int, str] = {}  # unit -> stage that it is in
@@ -218,7 +217,7 @@ class ModelActor:
                 data=parquet_bytes(pa.Table.from_pylist(rejects, schema=REJECTS)), rows=len(rejects)
             )
         counts = {"rows": len(alive), "rejects": len(rejects)}
-        receipt = put_unit(self._store, unit.name, blobs, counts, claim=self._claim)
+        receipt = self._units.put(unit.name, blobs, counts)
         return {**counts, "write_bytes": float(sum(part.bytes for part in receipt.parts))}
 
 
@@ -230,13 +229,13 @@ class Describe(ModelActor):
         table: Table,
         pictures: PictureConfig,
         model: Artifact,
-        writer: tuple[Store, str],
+        units: Units,
         names: tuple[DescriptorName, ...],
         config: "DescribeConfig",
         board: Any = None,  # noqa: ANN401 - a handle of a Ray actor
     ) -> None:
         loader = None if config.decode_actors else partial(make_loader, table, pictures, config)
-        super().__init__(writer, board, model=partial(self.load, model, names, config), loader=loader)
+        super().__init__(units, board, model=partial(self.load, model, names, config), loader=loader)
 
     @staticmethod
     def load(model: Artifact, names: tuple[DescriptorName, ...], config: "DescribeConfig") -> "Describer":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manet.errors import InputError
+from manet.errors import InputError, WeightsError
 from manet.weights import Fetch, load_into, read_tensors, resolve
 
 _TIMM_NAME = {"efficientnet-lite0": "tf_efficientnet_lite0"}
@@ -118,6 +118,9 @@ def freeze_early(net: nn.Module, stride: int) -> None:
     """Take the layers of a timm network up to a stride out of training: those before its first map that is coarser.
 
     What they see (edges, colours) is the same in any picture, and their large maps are most of a step's memory.
+
+    Raises:
+        InputError: the network does not say which these are (of HRNet timm names none that it has).
     """
     levels = [(info["module"], info["reduction"]) for info in _feature_info(net)]
     last = next((module for module, reduction in reversed(levels) if reduction <= stride), None)
@@ -131,6 +134,8 @@ def freeze_early(net: nn.Module, stride: int) -> None:
         inside = inside or within
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
+    if last and not inside:
+        raise InputError(f"{type(net).__name__} does not say where its first layers end; give --frozen-stride 0")
 
 
 def _feature_info(net: nn.Module) -> list[dict[str, Any]]:
@@ -166,11 +171,15 @@ def load_pretrained(
     if spec == "random":
         return
     if spec == "pretrained":
-        source = timm.create_model(_TIMM_NAME.get(name, name), pretrained=True)
+        try:
+            source = timm.create_model(_TIMM_NAME.get(name, name), pretrained=True)
+        except (OSError, RuntimeError, ValueError) as error:  # its downloads fail with many errors, all of these kinds
+            why = " ".join(str(error).split())[:200]
+            raise WeightsError(f"pretrained weights of {name} cannot be downloaded: {why}; give a file") from None
         tensors: Mapping[str, Tensor] = source.state_dict()
     else:
         tensors = read_tensors(resolve(spec, fetch))
-        if spec == "pip:efficientnet-lite0" and name == "efficientnet-lite0":
+        if spec == "pip:efficientnet-lite0" and _TIMM_NAME.get(name, name) == _TIMM_NAME["efficientnet-lite0"]:
             tensors = _as_timm_names(tensors, name)
     if branch is not None and (whole or any(key.startswith("encoder.") for key in tensors)):
         load_into(branch, tensors, spec)

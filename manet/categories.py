@@ -194,7 +194,10 @@ class _Company:
         vectorizer = CountVectorizer(
             analyzer=_company, min_df=least, max_features=_MOST_TERMS, binary=True, dtype=np.float32
         )
-        words = sparse.csc_matrix(vectorizer.fit_transform(terms.texts))
+        try:
+            words = sparse.csc_matrix(vectorizer.fit_transform(terms.texts))
+        except ValueError:  # sklearn's word for an empty vocabulary
+            raise InputError(_WORDLESS) from None
         place = vectorizer.vocabulary_
         self._own = [[place[word] for word in name.split() if word in place] for name in terms.names]
         for rare, usual in terms.variants.items():

@@ -83,7 +83,7 @@ class Client:
             image_id: of the gallery.
             k: answers.
             categories, ids: only these answer.
-            more: `rerank`, `fold`, `maps`, `explain` as in /v1/openapi.json.
+            more: `rerank`, `fold`, `maps`, `explain`, `url` as in /v1/openapi.json.
 
         Raises:
             ServiceError: refused, or no answer after all tries; or the picture's file cannot be read, with code "file".
@@ -96,7 +96,14 @@ class Client:
         return self._post("/v1/search", fields + _filters(categories, ids, more))
 
     def search_batch(
-        self, pictures: Iterable[Picture] = (), *, image_ids: Iterable[str] = (), k: int = 7, **more: str | int | bool
+        self,
+        pictures: Iterable[Picture] = (),
+        *,
+        image_ids: Iterable[str] = (),
+        k: int = 7,
+        categories: Sequence[str] = (),
+        ids: Sequence[str] = (),
+        **more: str | int | bool,
     ) -> list[Json]:
         """For each picture, then each id: {"answer": ..., "error": ...}, one of them null.
 
@@ -105,7 +112,7 @@ class Client:
         """
         fields: list[tuple[str, str | bytes]] = [("k", str(k)), *(("picture", _bytes(each)) for each in pictures)]
         fields += [("id", each) for each in image_ids]
-        items: list[Json] = self._post("/v1/search:batch", fields + _filters((), (), more))["items"]
+        items: list[Json] = self._post("/v1/search:batch", fields + _filters(categories, ids, more))["items"]
         return items
 
     def item(self, image_id: str) -> Json:
@@ -146,7 +153,7 @@ class Client:
             if status not in _AGAIN or attempt == self._tries:
                 break
             self.retried += 1
-            time.sleep(retry_after * random.uniform(0.7, 1.3))
+            time.sleep(retry_after * random.uniform(1, 1.3))
         raise problem
 
     def _once(self, method: str, path: str, body: bytes | None, headers: Json) -> tuple[int, Message, bytes]:
@@ -180,7 +187,8 @@ def _bytes(picture: Picture) -> bytes:
 def _filters(categories: Sequence[str], ids: Sequence[str], more: Json) -> list[tuple[str, str | bytes]]:
     found: list[tuple[str, str | bytes]] = [("category", name) for name in categories]
     found += [("ids", name) for name in ids]
-    return found + [(name, str(value).lower()) for name, value in more.items()]
+    written = {True: "true", False: "false"}
+    return found + [(name, written[value] if isinstance(value, bool) else str(value)) for name, value in more.items()]
 
 
 def _json(data: bytes) -> Json:

@@ -62,7 +62,7 @@ def retrieval_metrics(
 
     Args:
         ranked: query id -> its answers, best first; a query without answers scores 0.
-        relevant: query id -> the ids that answer it; its keys are the queries that count.
+        relevant: query id -> the ids that answer it, its own left out; its keys are the queries that count.
         k: answers that are looked at.
 
     Raises:
@@ -70,10 +70,10 @@ def retrieval_metrics(
     """
     if not relevant:
         raise InputError("no queries to evaluate")
-    for query, ids in relevant.items():
+    answers = [(ranked.get(query, ()), set(ids) - {query}) for query, ids in relevant.items()]
+    for query, (_, ids) in zip(relevant, answers, strict=True):
         if not ids:
-            raise InputError(f"query {query!r} has no relevant id; drop it or name its gallery pictures")
-    answers = [(ranked.get(query, ()), set(ids)) for query, ids in relevant.items()]
+            raise InputError(f"query {query!r} has no relevant id but its own; drop it or name its gallery pictures")
     scores = np.array([average_precision(ranks, ids, k) for ranks, ids in answers])
     low, high = bootstrap_interval(scores)
     return {

@@ -36,6 +36,11 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     if path.suffix == ".safetensors":
         return _by_branch(path, source)
     net = read_network(cv2.dnn.readNetFromONNX, path, source)
+    try:
+        _by_network(net, np.zeros((_NET_SIDE, _NET_SIDE, 3), np.uint8))
+    except (cv2.error, IndexError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{source}: gives no map of a {_NET_SIDE} px picture: {why}") from None
     return lambda rgb: _by_network(net, rgb)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifact import ArtifactWriter, Blob, put_unit
+from cluster.artifact import ArtifactWriter, Blob
 from cluster.local_s3 import LocalS3
 from cluster.storage import Store, open_store
 
@@ -87,6 +87,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commit(folder: Path, kind: str, files: dict[str, Path]) -> Path:
     """A committed artifact of some files."""
     writer = ArtifactWriter.open(str(folder), kind, config={}, claimed=(), inputs={})
-    put_unit(writer.store, "all", {name: Blob(data=path) for name, path in files.items()})
+    writer.units.put("all", {name: Blob(data=path) for name, path in files.items()})
     writer.commit(["all"], {}, {})
     return folder

@@ -26,10 +26,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from cluster.artifact import ArtifactWriter
+from cluster.artifact import ArtifactWriter, Units
 from cluster.errors import JobFailedError
 from cluster.session import ray_session
-from cluster.storage import Store
 from cluster.streams import watched
 from cluster.telemetry import Meter, say
 from jobs.bench.probing import tree_cpu_seconds
@@ -134,7 +133,7 @@ def _run(config: Config, phases: list[Phase], folder: Path) -> float:
     (folder / "started").mkdir()
     plan = Plan(models=config.actors, models_max=config.actors, decoders=0)
     rates = [(end * config.part_rows, phase.rate) for end, phase in zip(ends, phases, strict=True)]
-    arguments = ((writer.store, writer.claim_sha256), rates, str(folder / "started"), config.actors)
+    arguments = (writer.units, rates, str(folder / "started"), config.actors)
     began = time.monotonic()
     results = flow(units, plan, config, fetch=None, describe=(sleeping_actor(), arguments))
     with Meter("coordination", len(units), "parts") as meter:
@@ -200,9 +199,7 @@ def sleeping_actor() -> type[ModelActor]:
     class Sleeping(ModelActor):
         """A model actor around them."""
 
-        def __init__(
-            self, writer: tuple[Store, str], rates: list[tuple[int, float]], started: str, actors: int
-        ) -> None:
-            super().__init__(writer, None, model=lambda: Sleeper(rates, started, actors), loader=lambda: Pixels(rates))
+        def __init__(self, units: Units, rates: list[tuple[int, float]], started: str, actors: int) -> None:
+            super().__init__(units, None, model=lambda: Sleeper(rates, started, actors), loader=lambda: Pixels(rates))
 
     return Sleeping

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from cluster.artifact import Artifact, ArtifactWriter
 from cluster.errors import BadInputError, JobFailedError
-from cluster.session import cluster_cpus, ray_session
+from cluster.session import ray_session
 from cluster.storage import open_store, read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
@@ -34,7 +34,7 @@ from jobs.pictures import load_picture
 from jobs.planning import cut
 from jobs.plotting import seconds_png
 from jobs.rates import ModelRate, Rates, add_rates, origin
-from jobs.streaming import DescribeConfig, picture_config, stream
+from jobs.streaming import DescribeConfig, picture_config, plan_of, stream
 from jobs.workers import Describe, make_loader
 from manet.errors import PictureError
 from manet.names import DescriptorName
@@ -71,7 +71,7 @@ def run(config: Config) -> dict[str, Any]:
     rows = min(config.pictures, table.rows)
     units = cut(rows, config.part_rows)
     with ray_session(config):
-        workers = config.model_actors or cluster_cpus()
+        workers = plan_of(config, len(units)).models
         if rows < workers * _LEAST:
             raise BadInputError(f"--pictures {rows} are too few for {workers} workers: give {_LEAST} for each")
         if len(units) < workers * _PARTS:
@@ -161,7 +161,7 @@ def _job(config: Config, table: Table, model: Artifact, units: list[Any]) -> dic
         writer = ArtifactWriter.open(f"{scratch}/out", "descriptors", config={}, claimed=(), inputs={})
         started = time.monotonic()
         ends, sums = defaultdict[str, list[tuple[float, int]]](list), dict.fromkeys((*_STAGES, "write_bytes"), 0.0)
-        for counts in stream((writer.store, writer.claim_sha256), table, model, config, (config.descriptor,), units):
+        for counts in stream(writer.units, table, model, config, (config.descriptor,), units):
             ends[str(counts["actor"])].append((time.monotonic(), int(counts["rows"] + counts["rejects"])))
             sums = {name: sums[name] + float(counts[name]) for name in sums}
     until = min(parts[-1][0] for parts in ends.values())  # from then on an actor has the cores to itself

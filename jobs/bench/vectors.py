@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob
 from cluster.errors import BadInputError
 from cluster.telemetry import Meter
 from jobs.config import JobConfig
@@ -142,12 +142,12 @@ def _build(config: Config, writer: ArtifactWriter) -> tuple[list[str], dict[str,
         for unit, number, rows in parts:
             if unit not in done:
                 blob = Blob(data=_part(source, number, rows, number * config.part_rows, repeats), rows=rows)
-                put_unit(writer.store, unit, {f"part-{unit}.parquet": blob}, {"rows": rows}, claim=writer.claim_sha256)
+                writer.units.put(unit, {f"part-{unit}.parquet": blob}, {"rows": rows})
             meter.advance(rows)
     held_out = io.BytesIO()
     np.save(held_out, source.queries(config.queries))
     blob = Blob(data=held_out.getvalue(), rows=config.queries)
-    put_unit(writer.store, "queries", {QUERIES: blob}, claim=writer.claim_sha256)
+    writer.units.put("queries", {QUERIES: blob})
     units = [*(unit for unit, _, _ in parts), "queries"]
     return units, {"rows": config.rows, "rejects": 0, "dim": config.dim, "clusters": clusters}
 

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import Scope
 
 from jobs.make import code
 from jobs.serving import gateway as serving
@@ -33,7 +36,9 @@ _REASONS = {
     415: "Not a form, not a picture, or a format that is not supported.",
     422: "A field is wrong, or the picture cannot be used.",
     429: "Too many searches of this client; Retry-After says when to come back.",
-    502: "The gallery's own store does not give the picture.",
+    431: "The request's headers are too large.",
+    500: "The service failed.",
+    502: "The store of the index or of the gallery's pictures does not answer.",
     503: "Too busy, or not ready; Retry-After says when to come back.",
 }
 Side = Annotated[int, Query(ge=1, le=SIDES[-1], description="Least side of the square, px: 128, 256 or 512 is given.")]
@@ -57,7 +62,7 @@ def build_api(service: "Gateway", *, tokens: bool = False) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # to an address that the caller's Host header makes up
         lifespan=service.lifespan,
-        responses={status: {"model": ErrorAnswer, "description": _REASONS[status]} for status in (401, 503)},
+        responses=_problems(431, 500, 503),
         separate_input_output_schemas=False,
     )
     secured = [Depends(HTTPBearer(auto_error=False))] if tokens else []
@@ -72,6 +77,15 @@ def build_api(service: "Gateway", *, tokens: bool = False) -> FastAPI:
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorAnswer, "description": _REASONS[status]} for status in statuses}
+
+
+class _Image(APIRoute):
+    """The route of a picture: its address ends in /image as it was sent. What an id has of slashes is sent as %2F."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Starlette's question, which itself looks at the decoded path."""
+        sent: bytes = scope.get("raw_path") or scope["path"].encode()
+        return super().matches(scope) if sent.endswith(b"/image") else (Match.NONE, {})
 
 
 def _errors(app: FastAPI) -> None:
@@ -143,7 +157,7 @@ def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
     @app.post(
         "/v1/search",
         dependencies=known,
-        responses=_problems(400, 404, 408, 411, 413, 415, 422, 429, 502),
+        responses=_problems(400, 401, 404, 408, 411, 413, 415, 422, 429, 502),
         operation_id="search",
     )
     async def search(
@@ -177,7 +191,7 @@ def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
     @app.post(
         "/v1/search:batch",
         dependencies=known,
-        responses=_problems(400, 408, 411, 413, 415, 422, 429),
+        responses=_problems(400, 401, 408, 411, 413, 415, 422, 429),
         operation_id="searchBatch",
     )
     async def batch(
@@ -209,15 +223,12 @@ def _given(categories: list[str]) -> tuple[str, ...]:
 
 def _items(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
     known = [*secured, Depends(_known_parameters)]
-    jpeg: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "A JPEG square."}}
+    jpeg: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"image/jpeg": {}}, "description": "A JPEG square."},
+        304: {"description": "If-None-Match names the picture as it is."},
+    }
+    shared = {"Cross-Origin-Resource-Policy": "cross-origin"} if service.config.cors_origin else {}
 
-    @app.get(
-        "/v1/items/{image_id:path}/image",
-        dependencies=known,
-        response_class=Response,
-        responses=jpeg | _problems(404, 413, 415, 422, 502),
-        operation_id="itemImage",
-    )
     async def image(
         request: Request,
         image_id: str,
@@ -229,13 +240,23 @@ def _items(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
         """A picture of the gallery, resized onto a white square; or with one of its maps over it."""
         side = next(each for each in SIDES if each >= side)
         tag = f'"{service.gallery.current.index.sha256[:16]}-{side}-{map}"'
-        headers = {"ETag": tag, "Cache-Control": _KEEP}
+        headers = {"ETag": tag, "Cache-Control": _KEEP, **shared}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         data = await (service.image(image_id, side) if map == "none" else service.image_map(image_id, side, map))
         return Response(data, media_type="image/jpeg", headers=headers)
 
-    @app.get("/v1/items", dependencies=known, responses=_problems(422), operation_id="items")
+    app.router.add_api_route(
+        "/v1/items/{image_id:path}/image",
+        image,
+        dependencies=known,
+        response_class=Response,
+        responses=jpeg | _problems(401, 404, 413, 415, 422, 429, 502),
+        operation_id="itemImage",
+        route_class_override=_Image,
+    )
+
+    @app.get("/v1/items", dependencies=known, responses=_problems(401, 422), operation_id="items")
     async def items(
         count: Annotated[int, Query(ge=1, le=MOST_ANSWERS, description="Pictures, at most.")] = 16,
         seed: Annotated[int, Query(ge=0, le=2**31, description="Other pictures for another seed.")] = 0,
@@ -243,7 +264,7 @@ def _items(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
         """Some pictures of the gallery, drawn evenly."""
         return await service.sample(count, seed)
 
-    @app.get("/v1/items/{image_id:path}", dependencies=known, responses=_problems(404, 422), operation_id="item")
+    @app.get("/v1/items/{image_id:path}", dependencies=known, responses=_problems(401, 404, 422), operation_id="item")
     async def item(image_id: str) -> Item:
         """A picture of the gallery: what the catalogue says of it."""
         return await service.item(image_id)
@@ -252,7 +273,7 @@ def _items(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
 def _index(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
     known = [*secured, Depends(_known_parameters)]
 
-    @app.get("/v1/index", dependencies=known, responses=_problems(422), operation_id="index")
+    @app.get("/v1/index", dependencies=known, responses=_problems(401, 422, 502), operation_id="index")
     async def index() -> IndexAnswer:
         """The index: size, settings, recall report, categories, rejects; and the limits of requests."""
         return await service.index()
@@ -263,7 +284,7 @@ def _index(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
         "/v1/index/recall.png",
         dependencies=known,
         response_class=Response,
-        responses=png | _problems(404, 422),
+        responses=png | _problems(401, 404, 422, 502),
         operation_id="recallPlot",
     )
     async def recall() -> Response:

@@ -18,7 +18,7 @@ from jobs.serving.refusals import Refusal
 
 REDIRECTS = 3
 _BLOCK = 1 << 16
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_WRAPPING = [ipaddress.ip_network(each) for each in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")]  # IPv4 within
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -27,7 +27,9 @@ def is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if address.sixtofour is not None or address.teredo is not None or address in _NAT64:
+        if address.sixtofour is not None or address.teredo is not None or any(address in each for each in _WRAPPING):
+            return False
+        if address.is_site_local:  # deprecated, and still somebody's inside
             return False
     return address.is_global and not address.is_multicast
 

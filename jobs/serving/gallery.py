@@ -168,7 +168,7 @@ class Gallery:
             if newest in {self.current.index.sha256, self._failed}:
                 return False
             edition = self._open()
-            if edition.spec != self.current.spec:
+            if _describing(edition) != _describing(self.current):
                 raise BadInputError("it wants other descriptors: start the service again")
         except (ClusterError, ManetError, OSError) as error:
             if isinstance(error, (BadInputError, InputError)):
@@ -182,3 +182,8 @@ class Gallery:
     def _open(self) -> Edition:
         index, searcher = open_newest_searcher(self._uri, **self._how)
         return Edition(index=index, searcher=searcher, spec=query_spec(index), categories=searcher.categories())
+
+
+def _describing(edition: Edition) -> dict[str, Any]:
+    """All that decides a query's descriptor; where its model lies does not."""
+    return edition.spec.model_dump(exclude={"model": {"uri"}})

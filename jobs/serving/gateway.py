@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import cv2
+import ray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -32,6 +33,7 @@ from jobs.serving.pictures import Decoders, Images
 from jobs.serving.refusals import Refusal, of_picture
 from jobs.serving.settings import AT_ONCE, MOST_ANSWERS, MOST_PICTURES, SIDES, ServingConfig
 from jobs.serving.shaping import boxes_of, item_of, maps_of, present, result_of, shrunk, uri_of
+from jobs.streaming import DescribeConfig
 from manet.errors import PictureError
 from manet.explain import contributions, strongest
 from manet.names import DEAD
@@ -41,6 +43,9 @@ _T = TypeVar("_T")
 _TRIES = 4  # of describing a picture, when replicas are lost
 _PAIRS = 5  # of regions shown
 _IMAGE_WAIT_S = 5.0  # of a request for a gallery picture, until it is fetched and decoded
+_GALLERY_S = float(
+    DescribeConfig.model_fields["picture_seconds"].default
+)  # of decoding a gallery picture: as `extract`
 _FRESH_S = 5.0  # for so long after an embedder's answer one more is taken for granted
 
 
@@ -97,10 +102,11 @@ class Gateway:
         self.gallery = Gallery(config.index, nprobe=config.nprobe, refine=config.refine)
         bounded = settings.pictures.model_copy(update={"max_pixels": config.max_pixels})
         self._decoders = Decoders(bounded, config.decoders, config.picture_seconds)
-        shown = settings.pictures.model_copy(update={"size": SIDES[-1]})  # the gallery's own: no upload's limit
-        self._looks = Decoders(shown, 1, config.picture_seconds)
-        self._decoders.start()
-        self._looks.start()
+        self._originals = Decoders(settings.pictures, config.decoders, _GALLERY_S)  # the gallery's: no upload's limits
+        shown = settings.pictures.model_copy(update={"size": SIDES[-1]})
+        self._looks = Decoders(shown, 1, _GALLERY_S)
+        for decoders in (self._decoders, self._originals, self._looks):
+            decoders.start()
         self._images = Images(2 * config.decoders, _IMAGE_WAIT_S)
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="search")
         self._fetching = ThreadPoolExecutor(16, thread_name_prefix="fetch")  # a store that hangs holds up no search
@@ -154,10 +160,10 @@ class Gateway:
             raise RuntimeError("this gateway no longer listens") from cause
 
     async def drain(self) -> tuple[str, int, int]:
-        """Take no new search; this gateway's name, its searches that are still in hand, and those on their way."""
+        """Take no new request; the name of this gateway's actor, what it still has in hand, and searches on their way."""
         guard = present(self._guard)
         guard.stopping = True
-        return serve.get_replica_context().replica_id.unique_id, guard.pending, guard.uploads
+        return present(ray.get_runtime_context().get_actor_name()), guard.pending + guard.others, guard.uploads
 
     async def ready(self) -> None:
         """Whether pictures can be described now.
@@ -198,13 +204,12 @@ class Gateway:
             seen = await self._see(Asked(pixels=pixels, maps=wish.maps, parts=wish.explain > 0))
             clock.stop("describe")
         vector = item[1] if item else present(seen).vector
-        k = wish.k + (item is not None)
+        own = None if query.image_id is None else [query.image_id]
         hits = await self._thread(
             lambda: edition.searcher.search(
-                vector[None], k, allowed, folded=wish.fold, rerank=wish.rerank, stored=item is not None
+                vector[None], wish.k, allowed, folded=wish.fold, rerank=wish.rerank, stored=item is not None, own=own
             )[0]
         )
-        hits = [hit for hit in hits if hit.image_id != query.image_id][: wish.k]
         clock.stop("search")
         why: list[list[Pair] | None] = [None] * len(hits)
         if wish.explain:
@@ -220,6 +225,7 @@ class Gateway:
 
     async def batch(self, queries: list[Query], wish: Wish) -> list[BatchItem]:
         """Each query's answers, or what is wrong with it."""
+        present(self._guard).charge(len(queries) - 1)
         turn = asyncio.Semaphore(AT_ONCE)
 
         async def one(query: Query) -> BatchItem:
@@ -297,7 +303,7 @@ class Gateway:
 
     async def _load(self, hit: Hit) -> Picture:
         """A gallery picture, prepared as it was when it was described."""
-        return await self._pictured(self._decoders, await self._fetch(uri_of(hit)))
+        return await self._pictured(self._originals, await self._fetch(uri_of(hit)))
 
     async def _fetch(self, uri: str) -> bytes:
         """The bytes of a gallery picture.
@@ -391,7 +397,8 @@ class Gateway:
                     self._show_version()
             except Exception as error:  # whatever it is, the version at hand goes on answering
                 say(f"serve: a new version of the index is not taken up: {type(error).__name__}: {error}")
-            self.metrics.restarts.set(self._decoders.restarts + self._looks.restarts)
+            decoders = (self._decoders, self._originals, self._looks)
+            self.metrics.restarts.set(sum(each.restarts for each in decoders))
 
     def _show_version(self) -> None:
         edition = self.gallery.current

@@ -12,7 +12,8 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -28,10 +29,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body and the rate of one picture
+SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body of one picture, and its time
 _WEIGHTS = {"/v1/search:batch": AT_ONCE}  # path -> searches in hand that one counts as, where it is not one
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-_OPEN = ("/healthz", "/readyz")  # without a token
 _HEAD = 32 << 10  # bytes of a request's headers
 _TAIL = 1 << 10  # bytes at the end of a form, among which its last boundary is
 _CLIENTS = 10_000  # whose rate is remembered
@@ -49,6 +49,7 @@ _HEADERS = {
     "permissions-policy": "camera=(self), geolocation=(), microphone=()",
 }
 _LOG = logging.getLogger("ray.serve")
+_ASKING: ContextVar[str] = ContextVar("asking", default="")  # the client whose request this is
 
 
 class Guard:
@@ -69,6 +70,7 @@ class Guard:
         self._most, self._pending, self._uploads = pending, 0, 0
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> searches left, and when
         self._usual_s = 1.0  # of one search, lately
+        self.others = 0  # requests of the API in hand that are no searches
         self.stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,18 +117,24 @@ class Guard:
         client = self._client(scope, headers)
         if scope["method"] == "POST" and path in SEARCHES:  # no other route reads a body
             self._check_body(headers, self._config.max_body * SEARCHES[path])
-        cost = _cost(scope)
-        if not cost:
+        of_api = path.startswith("/v1/")
+        if self.stopping and of_api:
+            raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
+        if _searches(scope):
+            _ASKING.set(client)
+            self._check_rate(client)
+            await self._search(scope, receive, send)
+            return
+        self.others += of_api
+        try:
             async with asyncio.timeout(self._config.request_seconds):
                 await self._app(scope, receive, send)
-            return
-        if self.stopping:
-            raise Refusal(503, "stopping", "The service is stopping.", retry_after=5)
-        self._check_rate(client, cost)
-        await self._search(scope, receive, send, cost)
+        finally:
+            self.others -= of_api
 
-    async def _search(self, scope: Scope, receive: Receive, send: Send, cost: int) -> None:
+    async def _search(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a search: an upload until the last byte of its body, in hand and with the time of a request from then on."""
+        bodies = SEARCHES.get(scope["path"], 1)
         weight = min(self._most, _WEIGHTS.get(scope["path"], 1))  # what outweighs all room has it alone
         self._check_room(weight)
         began = 0.0
@@ -152,10 +160,10 @@ class Guard:
             return message
 
         try:
-            async with asyncio.timeout(self._config.upload_seconds * cost) as limit:
+            async with asyncio.timeout(self._config.upload_seconds * bodies) as limit:
                 with ExitStack() as stage:
                     if scope["method"] == "POST":
-                        stage.enter_context(self._uploading(cost))
+                        stage.enter_context(self._uploading(bodies))
                     else:
                         begin()
                     await self._app(scope, receiving, send)
@@ -177,13 +185,16 @@ class Guard:
         """Searches whose bodies are on their way; a batch counts as four."""
         return self._uploads
 
-    def explaining(self, answers: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def explaining(self, answers: int) -> Iterator[None]:
         """Count what a search that is in hand describes beside its query.
 
         Raises:
             Refusal: there is no room for it.
         """
-        return self.holding(min(self._most - 1, answers))
+        with self.holding(min(self._most - 1, answers)):
+            self.charge(answers)
+            yield
 
     @contextmanager
     def holding(self, weight: int) -> Iterator[None]:
@@ -202,14 +213,14 @@ class Guard:
             self._metrics.pending.set(self._pending)
 
     @contextmanager
-    def _uploading(self, cost: int) -> Iterator[None]:
-        if self._uploads + cost > UPLOADS * self._most:
+    def _uploading(self, bodies: int) -> Iterator[None]:
+        if self._uploads + bodies > UPLOADS * self._most:
             raise self._overloaded()
-        self._uploads += cost
+        self._uploads += bodies
         try:
             yield
         finally:
-            self._uploads -= cost
+            self._uploads -= bodies
 
     def _check_room(self, weight: int) -> None:
         if self._pending + weight > self._most:
@@ -228,7 +239,7 @@ class Guard:
         """
         address = str((scope.get("client") or ("unknown",))[0])
         guarded = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
-        if not self._tokens or not guarded or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
+        if not self._tokens or not guarded or scope["method"] == "OPTIONS":
             return address
         scheme, _, token = headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(token.strip().encode("latin-1")).hexdigest()
@@ -247,30 +258,41 @@ class Guard:
             self._metrics.refused.labels("body").inc()
             raise Refusal(413, "too_large", f"The upload is larger than {limit >> 20} MiB.")
 
-    def _check_rate(self, client: str, cost: int) -> None:
-        """A bucket of ten seconds' searches for each client; what costs more than it holds waits until it is full."""
+    def charge(self, searches: int) -> None:
+        """Count so many more searches of whoever asks now, known from the body: what the client has not left, it owes."""
+        self._draw(_ASKING.get(), searches)
+
+    def _check_rate(self, client: str) -> None:
+        """Count a search of a client; it must have one left.
+
+        Raises:
+            Refusal: it has none.
+        """
+        if (left := self._draw(client, 0)) < 1:
+            self._metrics.refused.labels("rate").inc()
+            wait = math.ceil((1 - left) / self._config.rate)
+            raise Refusal(429, "too_many_requests", "Too many searches; wait a moment.", retry_after=wait)
+        self._draw(client, 1)
+
+    def _draw(self, client: str, searches: int) -> float:
+        """Take searches from a client's bucket, which holds those of ten seconds; what is left, below 0 what it owes."""
         if not self._config.rate:
-            return
-        now, burst = time.monotonic(), max(1.0, self._config.rate * _BURST_S)
-        left, seen = self._rates.pop(client, (burst, now))
-        left = min(burst, left + (now - seen) * self._config.rate)
-        cost_now = min(float(cost), burst)
-        allowed = left >= cost_now
-        self._rates[client] = (left - cost_now * allowed, now)
+            return 1.0
+        now, full = time.monotonic(), max(1.0, self._config.rate * _BURST_S)
+        left, seen = self._rates.pop(client, (full, now))
+        left = min(full, left + (now - seen) * self._config.rate) - searches
+        self._rates[client] = (left, now)
         while len(self._rates) > _CLIENTS:
             self._rates.popitem(last=False)
-        if not allowed:
-            self._metrics.refused.labels("rate").inc()
-            wait = math.ceil((cost_now - left) / self._config.rate)
-            raise Refusal(429, "too_many_requests", "Too many searches; wait a moment.", retry_after=wait)
+        return left
 
 
-def _cost(scope: Scope) -> int:
-    """How many searches a request counts as: what makes the model work counts, a picture's map too; 0: nothing of it does."""
+def _searches(scope: Scope) -> bool:
+    """Whether a request makes the model work: a search, or a map over a gallery picture."""
     if scope["method"] == "POST":
-        return SEARCHES.get(scope["path"], 0)
+        return scope["path"] in SEARCHES
     wanted = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("map", ["none"])
-    return int(scope["path"].endswith("/image") and wanted[-1] != "none")
+    return bool(scope["path"].endswith("/image") and wanted[-1] != "none")
 
 
 def _end_of_form(scope: Scope) -> bytes:

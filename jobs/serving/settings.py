@@ -33,7 +33,7 @@ class ServingConfig(BaseModel):
     gateways: int = Field(default=1, ge=1)
     """Processes that answer HTTP, decode and search."""
     decoders: int = Field(default=2, ge=1)
-    """Decode processes of each gateway."""
+    """Decode processes of each gateway for uploads, and as many for the gallery's pictures."""
     pending: int = Field(default=0, ge=0)
     """Searches that one gateway has in hand before it answers 503; 0: 8, or four passes, for each embedder.
     A `/v1/search:batch` counts as 8, an explained answer as one more; uploads on their way count apart, up to four times this."""
@@ -42,13 +42,14 @@ class ServingConfig(BaseModel):
     upload_seconds: float = Field(default=60.0, gt=0)
     """Most seconds of one upload; four times as much for a batch."""
     picture_seconds: float = Field(default=4.0, gt=0)
-    """Most seconds of decoding one picture."""
+    """Most seconds of decoding one upload."""
     max_body_mib: int = Field(default=16, ge=1)
     """Largest upload, MiB; four times as much for a batch."""
     max_pixels: int = Field(default=50_000_000, ge=1)
-    """Largest width x height of a picture that is decoded at all."""
+    """Largest width x height of an upload that is decoded at all."""
     rate: float = Field(default=0.0, ge=0)
-    """Searches a second of one client (its token, else its address) on one gateway, with bursts of ten seconds; 0: no limit."""
+    """Searches a second of one client (its token, else its address) on one gateway, with bursts of ten seconds; 0: no limit.
+    Each picture of a batch, each explained answer and each map over a gallery picture counts as one."""
     allow_url: bool = False
     """Let a search name its picture by an https:// URL; only public addresses are fetched."""
     cors_origin: tuple[str, ...] = ()

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.artifact import ArtifactWriter, Blob, Input, finished_unit, open_artifact, put_unit
+from cluster.artifact import ArtifactWriter, Blob, Input, Part, Units, open_artifact
 from cluster.errors import (
     ArtifactMissingError,
     BadInputError,
@@ -12,7 +12,7 @@ from cluster.errors import (
     JobFailedError,
     WrongKindError,
 )
-from cluster.storage import Entry, LocalStore, Store, open_store
+from cluster.storage import Store, open_store
 
 
 def _open(
@@ -30,7 +30,7 @@ def _open(
 
 
 def _put(writer: ArtifactWriter, unit: str, data: bytes = b"data") -> None:
-    put_unit(writer.store, unit, {f"part-{unit}.bin": Blob(data=data, rows=3)}, {"rows": 3})
+    writer.units.put(unit, {f"part-{unit}.bin": Blob(data=data, rows=3)}, {"rows": 3})
 
 
 class TestLife:
@@ -100,14 +100,79 @@ class TestLife:
     def test_what_an_overwritten_run_leaves_late_is_not_the_new_runs(self, store: Store) -> None:
         old = _open(store)
         new = _open(store, size=320, overwrite=True)
-        put_unit(store, "0", {"part-0.bin": Blob(data=b"old")}, claim=old.claim_sha256)
-        assert finished_unit(store, "0", claim=new.claim_sha256) is None
-        assert finished_unit(store, "0", claim=old.claim_sha256) == finished_unit(store, "0") is not None
+        old.units.put("0", {"part-0.bin": Blob(data=b"old")})
+        assert new.units.finished("0") is None
+        assert old.units.finished("0") == Units(store).finished("0") is not None
         with pytest.raises(JobFailedError, match="another command took this folder"):
             old.commit(["0"], {}, {})
-        put_unit(store, "0", {"part-0.bin": Blob(data=b"new")}, claim=new.claim_sha256)
-        assert finished_unit(store, "0", claim=new.claim_sha256) is not None
+        new.units.put("0", {"part-0.bin": Blob(data=b"new")})
+        assert new.units.finished("0") is not None
         assert new.commit(["0"], {}, {}).parts[0].bytes == 3
+
+    def test_a_second_run_of_the_same_command_changes_nothing_that_stands(self, store: Store) -> None:
+        """Its bits need not be the same: it ran on another machine."""
+        one, two = _open(store), _open(store)
+        _put(one, "0")
+        one.commit(["0"], {}, {})
+        receipt = two.units.put("0", {"part-0.bin": Blob(data=b"from another GPU")}, {"rows": 9})
+        assert receipt == one.units.receipt("0")
+        open_artifact(store.uri(), "descriptors").verify()
+
+    def test_what_stands_and_is_damaged_is_replaced(self, store: Store) -> None:
+        writer = _open(store)
+        _put(writer, "0")
+        store.write("part-0.bin", b"dama")
+        _put(writer, "0")
+        assert set(writer.finished()) == {"0"}
+
+    def test_a_worker_that_outlives_its_run_leaves_the_next_commands_units_alone(self, store: Store) -> None:
+        old = _open(store)
+        new = _open(store, size=320, overwrite=True)
+        _put(new, "0")
+        new.commit(["0"], {}, {})
+        with pytest.raises(JobFailedError, match="another command took this folder"):
+            _put(old, "0", b"late")
+        open_artifact(store.uri(), "descriptors").verify()
+
+    def test_files_of_other_sizes_than_their_receipts_say_are_not_committed(self, store: Store) -> None:
+        """Of two runs that wrote a unit at the same time, one left its file and the other its receipt."""
+        writer = _open(store)
+        _put(writer, "0")
+        store.write("part-0.bin", b"of another size")
+        with pytest.raises(IntegrityError, match=r"part-0\.bin has 15 bytes, not 4"):
+            writer.commit(["0"], {}, {})
+        store.delete("part-0.bin")
+        with pytest.raises(IntegrityError, match=r"part-0\.bin is missing"):
+            writer.commit(["0"], {}, {})
+
+    @pytest.mark.parametrize("name", ["manifest.json", "receipts/0.json", "claim.json"])
+    def test_records_that_cannot_be_read_are_in_the_way_of_no_overwrite(self, store: Store, name: str) -> None:
+        writer = _open(store)
+        _put(writer, "0")
+        writer.commit(["0"], {}, {})
+        store.write(name, b"")
+        if name != "receipts/0.json":
+            with pytest.raises(BadInputError, match=rf"{name} is not a valid .*--overwrite"):
+                _open(store)
+        assert _open(store, overwrite=True).manifest is None
+        assert "manifest.json" not in {entry.name for entry in store.list()}
+
+    def test_a_receipt_that_cannot_be_read_is_none(self, store: Store) -> None:
+        writer = _open(store)
+        _put(writer, "0")
+        _put(writer, "1")
+        store.write("receipts/0.json", b"{")
+        assert set(writer.finished()) == {"1"}
+        with pytest.raises(IntegrityError, match="1 of 2 units"):
+            writer.receipts(["0", "1"])
+        _put(writer, "0")
+        assert set(writer.finished()) == {"0", "1"}
+
+    def test_a_part_is_brought_into_the_folder_or_not_at_all(self, store: Store, tmp_path: Path) -> None:
+        for name in (f"{tmp_path}/out", "../out"):
+            part = Part(name=name, rows=0, bytes=1, sha256="")
+            with pytest.raises(BadInputError, match="inside"):
+                _open(store).draft([part], {}).download(part, tmp_path / "in")
 
     def test_tampering_is_found(self, store: Store) -> None:
         writer = _open(store)
@@ -143,19 +208,3 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"holiday\.jpg"):
         _open(open_store(tmp_path), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
-
-
-def test_what_a_console_makes_of_an_empty_folder_is_not_in_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """S3's console puts an empty object of the folder's own name; the local server of the tests keeps none of these."""
-    store = open_store(tmp_path)
-    listed = [Entry("", 0, 0.0), Entry("more/", 0, 0.0)]
-    monkeypatch.setattr(
-        LocalStore, "list", lambda _, prefix="", **__: (entry for entry in listed if entry.name.startswith(prefix))
-    )
-    _open(store)
-    (tmp_path / "claim.json").unlink()
-    listed.append(Entry("more/notes.txt", 0, 0.0))
-    with pytest.raises(BadInputError, match=r"not empty .*it holds more/notes.txt"):
-        _open(store)

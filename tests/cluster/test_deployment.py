@@ -64,6 +64,23 @@ def _sorted(documents: list[dict[str, Any]]) -> list[str]:
     return sorted(json.dumps(document, sort_keys=True) for document in documents)
 
 
+@pytest.mark.parametrize("name", ["overlays/cpu", "overlays/gpu"])
+def test_decode_pods_have_as_much_decode_as_cpus(name: str) -> None:
+    """In the words that Ray's autoscaler reads; the job books all CPUs of a GPU pod, for its decode processes."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
+
+    (cluster,) = (each for each in kustomize.build(KUBERAY / name)[0] if each["kind"] == "RayCluster")
+    groups = {group["groupName"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    cpus = {
+        group: int(each["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+        for group, each in groups.items()
+    }
+    found = {group: _get_custom_resources({}, each["rayStartParams"], group) for group, each in groups.items()}
+    assert found == {group: {"decode": cpus[group]} if group == "decode" else {} for group in groups}
+    entrypoint = yaml.safe_load((KUBERAY / "job" / "ray-job.yaml").read_text())["spec"]["entrypoint"]
+    assert all(f"--model-cpus {cpus[group]} " in entrypoint for group in groups if group.startswith("gpu"))
+
+
 def test_every_kustomization_is_used() -> None:
     assert set(KUSTOMIZATIONS) == {*APPLIED, "base", "components/tls", "components/monitoring"}
     documents, faults = kustomize.build(KUBERAY / "components" / "monitoring")

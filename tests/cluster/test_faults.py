@@ -1,6 +1,7 @@
 """S3 through a proxy that goes wrong: every call still ends right, and is counted."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,32 @@ def test_every_call_ends_right(s3: LocalS3, s3_root: str, monkeypatch: pytest.Mo
         assert all(proxy.counts[name] > 0 for name in ("busy", "denied", "reset", "lost", "stall", "truncated"))
         broken = sum(count for name, count in proxy.counts.items() if name != "whole")
         assert s3_module.retries_seen() - before >= broken - proxy.counts["truncated"]  # a PUT has none
+
+
+class _BusyParts(FaultyProxy):
+    """Busy for three requests, but for the first: each of them is one part of a file."""
+
+    def _draw(self, faults: Faults) -> str:
+        with self._lock:
+            fault = "busy" if 0 < self.counts.total() <= 3 else ""
+            self.counts[fault or "whole"] += 1
+            return fault
+
+
+@pytest.mark.usefixtures("_own_client")
+def test_a_busy_part_does_not_begin_a_file_anew(
+    s3: LocalS3, s3_root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "big").write_bytes(bytes(33_000_000))  # five parts of 8 MiB at most
+    with _BusyParts(s3.environ["AWS_ENDPOINT_URL"], Faults()) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = open_store(s3_root)
+        store.write_file("x", tmp_path / "big")
+        assert proxy.counts == {"whole": 1 + 4 + 1, "busy": 3}  # the upload is begun, its parts, its end
+        proxy.counts.clear()
+        store.download("x", tmp_path / "copy")
+        assert proxy.counts == {"whole": 1 + 4, "busy": 3}  # its size, its parts
+    assert (tmp_path / "copy").stat().st_size == 33_000_000
 
 
 @pytest.mark.usefixtures("_own_client")

@@ -1,12 +1,15 @@
 """A cluster without nodes for the work: a job waits for them, says so, and gives up in time."""
 
 import subprocess
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 
+import cluster.tasks
 from cluster.errors import BadInputError
-from cluster.session import SessionConfig, ray_session
+from cluster.session import SessionConfig, fits, ray_session
 from cluster.tasks import run_tasks
 from tests.clusters import RealCluster
 from tests.conftest import ROOT
@@ -19,6 +22,36 @@ def test_what_this_machine_can_never_run_is_refused_at_once() -> None:
         with pytest.raises(BadInputError, match=r"1 worker.* of 64 CPUs .* this machine has 1 CPUs"):
             next(iter(run_tasks(abs, [-1], cpus=64)))
         assert list(run_tasks(abs, [-1, -2])) == [1, 2]
+
+
+def test_a_job_server_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://localhost:8265")
+    said = r"http://localhost:8265: a job server.*manet submit.*unset RAY_ADDRESS"
+    with pytest.raises(BadInputError, match=said), ray_session(SessionConfig()):
+        pass
+
+
+def test_tasks_in_flight_follow_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = chain([4], repeat(100))
+    monkeypatch.setattr(cluster.tasks, "cluster_cpus", lambda: next(found))
+    taken = list[int]()
+
+    def units() -> Iterator[int]:
+        for unit in range(299):
+            taken.append(unit)
+            yield unit
+
+    with ray_session(SessionConfig(ray_cpus=1, object_store_mib=128)):
+        results = run_tasks(abs, units())
+        next(results)
+        assert len(taken) == cluster.tasks.LEAST
+        next(results)
+        assert len(taken) == 200 + 1  # the one that is done makes room
+        assert len(list(results)) == 299 - 2
+
+
+def test_tenths_of_a_cpu_add_up() -> None:
+    assert fits({"CPU": 0.3}, {"CPU": 0.1}) == 3
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import resource
 import socket
 import socketserver
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from cluster.errors import (
     StoreError,
 )
 from cluster.local_s3 import LocalS3, free_ports
+from cluster.s3 import S3Store
 from cluster.storage import Store, arrow_filesystem, open_store, read_uri, resolve_uri, split_uri
 
 
@@ -103,7 +106,7 @@ class TestStore:
         assert won.count(True) == 1
         assert store.read("m") == f"writer {won.index(True)}".encode()
 
-    @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd"])
+    @pytest.mark.parametrize("name", ["../x", "a/../../x", "a\0"])
     def test_names_stay_inside(self, store: Store, name: str) -> None:
         with pytest.raises(BadInputError, match="inside"):
             store.read(name)
@@ -111,6 +114,61 @@ class TestStore:
     def test_pickle(self, store: Store) -> None:
         store.write("x", b"1")
         assert pickle.loads(pickle.dumps(store)).read("x") == b"1"  # noqa: S301 - our own bytes
+
+
+def test_a_name_on_disk_is_relative(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="inside"):
+        open_store(tmp_path).read("/etc/passwd")
+
+
+@pytest.mark.parametrize(
+    ("uri", "key"),
+    [
+        ("s3://b/c.jpg", "c.jpg"),
+        ("s3://b/pre/x/c.jpg", "pre/x/c.jpg"),
+        ("s3://b/pre/x//c.jpg", "pre/x//c.jpg"),
+        ("s3://b//c.jpg", "/c.jpg"),
+    ],
+)
+def test_every_slash_of_a_key_counts(uri: str, key: str) -> None:
+    store, name = split_uri(uri)
+    assert isinstance(store, S3Store)
+    assert (store._key(name), store.uri(name)) == (key, uri)
+    for folder in (store, open_store("s3://b"), open_store("s3://b/pre/")):
+        again = open_store(folder.uri())
+        assert again.uri("x") == folder.uri("x") == folder.child("").uri("x")
+
+
+def test_a_folder_marker_is_no_object_and_other_keys_are_not_its_own(
+    s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply stands in for one of S3: the local server of the tests keeps none of these keys."""
+    store = open_store(s3_root)
+    assert isinstance(store, S3Store)
+    keys = [store.prefix + name for name in ("", "/a.jpg", "sub/", "sub/b.jpg", "sub//b.jpg")]
+    found = [{"Key": key, "Size": 0, "LastModified": datetime.now(UTC)} for key in keys]
+    monkeypatch.setattr(S3Store, "_page", lambda *_: {"Contents": found})
+    names = [entry.name for entry in store.list()]
+    assert names == ["/a.jpg", "sub/b.jpg", "sub//b.jpg"]
+    assert [split_uri(store.uri(name))[0].child(name.rpartition("/")[2]).uri() for name in names] == [
+        f"s3://{store.bucket}/{key}" for key in keys if not key.endswith("/")
+    ]
+    assert (store._key("sub/"), store._key("")) == (f"{store.prefix}sub/", store.prefix)
+    with pytest.raises(BadInputError, match="names no file"):
+        split_uri(store.uri("sub/"))
+
+
+def test_a_disk_that_cannot_hold_a_file_is_named(s3_root: str, tmp_path: Path) -> None:
+    store = open_store(s3_root)
+    store.write("x", bytes(100_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(PermanentStoreError, match=rf"{tmp_path}/cache cannot hold {s3_root}/x: .*MANET_CACHE"):
+            store.download("x", tmp_path / "cache" / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_uris() -> None:

@@ -43,6 +43,13 @@ def test_a_number_that_was_pruned_is_not_taken(store: Store, doomed: list[int]) 
     assert open_artifact(store.uri(), "index").manifest.summary == {"who": "three"}
 
 
+def test_a_receipt_that_cannot_be_read_is_not_in_the_way_of_a_removal(store: Store) -> None:
+    one = _first(store)
+    store.write("receipts/0.json", b"")
+    drop_versions(store, [one], [_next(one, "two")])
+    assert version_numbers(store) == [2]
+
+
 def test_a_version_that_another_was_made_from_at_once_stands(store: Store) -> None:
     two = _next(_first(store), "two")
     three = _next(two, "three")

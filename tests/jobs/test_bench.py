@@ -2,12 +2,15 @@
 
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import BadInputError
+from jobs.bench import extract
 from tests.conftest import Run
 from tests.jobs.helpers import assert_refused, summary_of
 
@@ -21,6 +24,19 @@ def test_the_ratio_of_the_job_to_the_bare_model(manet: Run, model: Path, shop: P
     )
     assert 0.05 < summary["ratio_bare_model"] < 2
     assert min(summary[f"{name}_pictures_per_s"] for name in ("dataloader_loop", "decode_alone", "reads_alone")) > 0
+
+
+def test_workers_are_as_many_as_gpus(model: Path, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node with 2 CPUs and 1 GPU: what is measured is one actor, as the job has it."""
+    import ray
+
+    monkeypatch.setattr(ray, "init", partial(ray.init, num_gpus=1))
+    config = extract.Config(
+        catalog=str(shop / "catalog"), model=str(model), pictures=23, part_rows=4, model_gpus=1, model_cpus=2,
+        device="cpu", ray_cpus=2, object_store_mib=128,
+    )  # fmt: skip
+    with pytest.raises(BadInputError, match="--pictures 23 are too few for 1 workers"):
+        extract.run(config)
 
 
 def test_categories_beside_what_the_products_are(manet: Run, shop: Path, tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ def test_every_flag_has_a_text_and_its_default(job: str, manet: Run) -> None:
         (["extract", "--part-rows", "many"], ["--part-rows", "'many'"]),
         (["render", "--out", "x", "--products", "0"], ["--products", "greater than or equal to 1"]),
         (["train", "--attention", "loud"], ["--attention", "loud"]),
+        (
+            ["evaluate", "--index", "x", "--queries", "y", "--out", "z", "--size", "96"],
+            ["--size: queries are described as"],
+        ),
         (["pipeline", "--catalog", "x", "--queries", "y", "--out", "z", "--set", "train.speed=3"], ["--set", "speed"]),
         (["pipeline", "--catalog", "x", "--queries", "y", "--out", "z", "--set", "epochs"], ["JOB.FLAG=VALUE"]),
     ],

@@ -15,8 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster.artifact import ArtifactWriter, Blob, open_artifact
 from cluster.errors import ClusterError, IntegrityError
 from jobs import status, verify
+from jobs.inputs import open_table
+from jobs.parquet import parquet_bytes
+from manet.tables import CATALOG, descriptor_column
 from tests.conftest import ROOT, Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 from tests.manet.test_images import PNG, _png_header
@@ -247,3 +251,17 @@ def test_status_and_verify_of_a_tampered_output(copied: Path, capsys: pytest.Cap
     assert "differs from its own checksum" in _fault(copied)
     manifest.write_text(stated)
     assert _status(copied) == _whole("committed")
+
+
+def test_a_sample_finds_its_part_among_a_hundred_thousand(tmp_path: Path) -> None:
+    writer = ArtifactWriter.open(str(tmp_path / "d"), "descriptors", config={"part_rows": 1}, claimed=(), inputs={})
+    vector = np.array([1, 0], np.float16)
+    for unit in ("10000", "100000"):
+        table = pa.table({"image_id": [unit], "descriptor": descriptor_column(vector[None])})
+        writer.units.put(unit, {f"part-{unit}.parquet": Blob(data=parquet_bytes(table), rows=1)})
+    writer.commit(["10000", "100000"], {}, {})
+    rows = [{"image_id": str(row), "uri": "x"} for row in range(10_001)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CATALOG), tmp_path / "c.parquet")
+    catalog = open_table(str(tmp_path / "c.parquet"), "catalog", "--catalog")
+    artifact = open_artifact(str(tmp_path / "d"), "descriptors")
+    assert verify._check(artifact, catalog, 10_000, lambda _: {"descriptor": vector}) == (1.0, True)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import Artifact, ArtifactWriter, Receipt, open_artifact
+from cluster.artifact import Artifact, ArtifactWriter, Receipt, Units, open_artifact
 from jobs import masks, render
 from jobs.fewshot import Config, run
 from manet.tables import CATALOG
@@ -46,12 +46,12 @@ def test_one_long_description_is_long_once_and_receipts_carry_the_claim(fewshot:
     assert _claim_of(tmp_path / "fewshot", "fewshot")
     writer = ArtifactWriter.open(str(tmp_path / "masks"), "masks", config={}, claimed=(), inputs={})
     part = fewshot.parts("val-")[0].name
-    masks._mask_unit((writer.store, "of this run"), fewshot, "saliency", "classical", ("u", "val", part, 0))
+    masks._mask_unit(Units(writer.store, "of this run"), fewshot, "saliency", "classical", ("u", "val", part, 0))
     assert _claim_of(tmp_path / "masks", "u") == "of this run"
 
 
 def test_receipts_of_render_carry_the_claim(tmp_path: Path) -> None:
     config = render.Config(products=1, size=32, out=str(tmp_path))
     writer = ArtifactWriter.open(str(tmp_path), "catalog", config={}, claimed=(), inputs={})
-    render._render_unit((writer.store, "of this run"), config, "catalog", ("00000", 0, 1))
+    render._render_unit(Units(writer.store, "of this run"), config, "catalog", ("00000", 0, 1))
     assert _claim_of(tmp_path, "00000") == "of this run"

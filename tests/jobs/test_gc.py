@@ -8,9 +8,10 @@ import boto3
 import pyarrow as pa
 import pytest
 
-from cluster.artifact import ArtifactWriter, Blob, open_artifact, put_unit
+from cluster.artifact import ArtifactWriter, Blob, Units, open_artifact
 from cluster.errors import BadInputError
 from cluster.storage import LocalStore, Store
+from jobs import status
 from jobs.gc import Config, run
 from jobs.packing import PACKED
 from jobs.parquet import parquet_bytes
@@ -23,7 +24,7 @@ SOON = 1e-7  # hours: everything here is older
 def _artifact(uri: str, *, commit: bool) -> ArtifactWriter:
     writer = ArtifactWriter.open(uri, "descriptors", config={"seed": 1}, claimed=["seed"], inputs={})
     for unit in ("00000", "00001"):
-        put_unit(writer.store, unit, {f"part-{unit}.parquet": Blob(data=unit.encode())}, claim=writer.claim_sha256)
+        writer.units.put(unit, {f"part-{unit}.parquet": Blob(data=unit.encode())})
     if commit:
         writer.commit(["00000", "00001"], {}, {})
     return writer
@@ -41,7 +42,7 @@ def test_orphans_are_listed_and_then_removed(store: Store, commit: bool) -> None
     for name in orphans:
         store.write(name, b"12345")
     store.write("checkpoints/a/model.bin", b"1234567")  # needed by nobody once the model is committed
-    put_unit(store, "00003", {"part-00003.parquet": Blob(data=b"1")}, claim="of another command")
+    Units(store, "of another command").put("00003", {"part-00003.parquet": Blob(data=b"1")})
     dead = orphans | {"part-00003.parquet", "receipts/00003.json"} | ({"checkpoints/a/model.bin"} if commit else set())
     time.sleep(1.1)  # a store may tell whole seconds
     found = run(Config(out=store.uri(""), grace_hours=SOON))
@@ -53,6 +54,14 @@ def test_orphans_are_listed_and_then_removed(store: Store, commit: bool) -> None
     assert set(writer.finished()) == {"00000", "00001"}
     if commit:
         assert len(checksums(store.uri(""))) == 2
+
+
+def test_a_receipt_that_cannot_be_read_claims_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = _artifact(str(tmp_path), commit=False)
+    writer.store.write("receipts/00000.json", b"")
+    assert run(Config(out=str(tmp_path), grace_hours=SOON))["orphans"] == 2
+    assert status.run(status.Config(out=str(tmp_path)))["done"] == 1
+    assert "cannot be read, and count as absent: receipts/00000.json" in capsys.readouterr().err
 
 
 def test_what_a_killed_writer_left_unfinished(store: Store) -> None:
@@ -85,7 +94,7 @@ def test_of_a_packed_table_only_its_uris_are_read(tmp_path: Path, monkeypatch: p
     rows = [{"image_id": uri[-5], "uri": uri, "bytes": os.urandom(4_000_000)} for uri in uris]
     writer = ArtifactWriter.open(str(tmp_path), "catalog", config={}, claimed=(), inputs={})
     part = Blob(data=parquet_bytes(pa.Table.from_pylist(rows, PACKED)), rows=2)
-    put_unit(writer.store, "00000", {"catalog-00000.parquet": part}, claim=writer.claim_sha256)
+    writer.units.put("00000", {"catalog-00000.parquet": part})
     writer.commit(["00000"], {}, {})
     for name in (*uris, "images/c.jpg"):
         writer.store.write(name, b"1")

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, Input, put_unit
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Input, Part
 from cluster.errors import BadInputError, ClusterError
 from cluster.session import SessionConfig, ray_session
-from cluster.versions import Change
+from cluster.versions import Change, commit_version
 from jobs import dedup, index, living, status
 from jobs.inputs import open_table
 from jobs.parquet import parquet_bytes
@@ -61,7 +61,7 @@ def describe(
         table = table.append_column("descriptor", descriptor_column(vectors[start : start + part_rows]))
         units.append(f"{number:05d}")
         blob = Blob(data=parquet_bytes(table), rows=len(table))
-        put_unit(writer.store, units[-1], {f"part-{number:05d}.parquet": blob})
+        writer.units.put(units[-1], {f"part-{number:05d}.parquet": blob})
     writer.commit(units, {"rows": len(ids)}, {})
     return str(folder)
 
@@ -220,6 +220,28 @@ def test_the_loser_of_a_race_starts_again_from_the_winner(tmp_path: Path) -> Non
     assert living._apply(living.IndexConfig(index=gallery.uri), change)["version"] == 3
     assert calls == [1, 2]
     gallery.check()
+
+
+def test_tombstones_are_named_by_the_version_that_they_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else two equal commands, one of which lost a race, would write different tombstones under one name."""
+    gallery = Gallery(tmp_path)
+    put, written = living._put_stones, list[Part]()
+
+    def put_stones(base: Artifact, table: pa.Table, prefix: str) -> list[Part]:
+        written.extend(parts := put(base, table, prefix))
+        return parts
+
+    def lose_once(base: Artifact, change: Change) -> Artifact:
+        monkeypatch.setattr(living, "commit_version", commit_version)
+        gallery.delete(["a0099"])
+        return commit_version(base, change)
+
+    monkeypatch.setattr(living, "_put_stones", put_stones)
+    monkeypatch.setattr(living, "commit_version", lose_once)
+    assert gallery.add("a", 10, 2, replace=True)["version"] == 3
+    assert len({part.name for part in written}) == 3  # of the add that lost, of the delete, of the add that won
+    gallery.check()
+    open_index(gallery.uri).verify()
 
 
 def test_a_number_that_was_pruned_meanwhile_is_not_taken(tmp_path: Path) -> None:

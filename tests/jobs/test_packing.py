@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.artifact import ArtifactWriter, Blob, put_unit
+from cluster.artifact import ArtifactWriter, Blob, Units
 from cluster.errors import BadInputError, StoreError
 from cluster.storage import Store, open_store
 from jobs import pictures
@@ -39,7 +39,7 @@ def _packed(store: Store, tmp_path: Path) -> tuple[str, list[str]]:
     table = pa.Table.from_pylist(rows, schema=CATALOG)
     writer = ArtifactWriter.open(store.uri(""), "catalog", config={}, claimed=(), inputs={})
     cut = GROUP_ROWS + 3
-    counts = [pack_rows(writer.store, "00000", table.slice(0, cut)), pack_rows(writer.store, "00001", table.slice(cut))]
+    counts = [pack_rows(writer.units, "00000", table.slice(0, cut)), pack_rows(writer.units, "00001", table.slice(cut))]
     writer.commit(["00000", "00001"], {}, {})
     assert [each["rows"] for each in counts] == [cut, ROWS - cut]
     assert [each["unread"] for each in counts] == [1, 0]
@@ -107,7 +107,7 @@ def test_a_tar_shard_is_a_part(tmp_path: Path) -> None:
     shards = tar_shards(str(tmp_path / "shards"))
     assert shards == tar_shards(str(tmp_path / "shards" / "000.tar"))
     writer = ArtifactWriter.open(str(tmp_path / "out"), "catalog", config={}, claimed=(), inputs={})
-    assert pack_tar(writer.store, "00000", shards[0]) == {"rows": 2, "unread": 0, "passed_over": 1}
+    assert pack_tar(writer.units, "00000", shards[0]) == {"rows": 2, "unread": 0, "passed_over": 1}
     writer.commit(["00000"], {}, {})
     table = open_table(str(tmp_path / "out"), "catalog", "--catalog")
     assert [row[::2] for row in table.sources(0, 2)] == [("a", JPEG), ("x/b", PNG)]
@@ -117,7 +117,7 @@ def test_a_tar_shard_is_a_part(tmp_path: Path) -> None:
 def test_what_is_wrong_with_shards(tmp_path: Path) -> None:
     (tmp_path / "no.tar").write_text("this is no tar")
     with pytest.raises(BadInputError, match=r"no\.tar: not a whole tar file"):
-        pack_tar(open_store(tmp_path / "out"), "00000", str(tmp_path / "no.tar"))
+        pack_tar(Units(open_store(tmp_path / "out")), "00000", str(tmp_path / "no.tar"))
     with pytest.raises(BadInputError, match="'a' stands in two shards"):
         check_ids(["a", "b", "a"], "--source x")
     assert tar_shards(str(tmp_path / "none")) == []
@@ -144,10 +144,10 @@ MEMBER = 512 + -(-len(JPEG) // 512) * 512  # bytes of a picture in a shard, its 
 )
 def test_a_damaged_shard_loses_no_picture_silently(tmp_path: Path, cut: Callable[[bytes], bytes], words: str) -> None:
     whole = _five(tmp_path)
-    assert pack_tar(open_store(tmp_path / "out"), "00000", str(tmp_path / "whole.tar"))["rows"] == 5
+    assert pack_tar(Units(open_store(tmp_path / "out")), "00000", str(tmp_path / "whole.tar"))["rows"] == 5
     (tmp_path / "cut.tar").write_bytes(cut(whole))
     with pytest.raises(BadInputError, match=r"cut\.tar: ") as caught:
-        pack_tar(open_store(tmp_path / "out"), "00001", str(tmp_path / "cut.tar"))
+        pack_tar(Units(open_store(tmp_path / "out")), "00001", str(tmp_path / "cut.tar"))
     assert words in str(caught.value)
     assert not (tmp_path / "out" / "receipts" / "00001.json").exists()
 
@@ -164,7 +164,7 @@ def test_links_and_compressed_shards_give_their_pictures(tmp_path: Path) -> None
     (tmp_path / "b.tar").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
     store = open_store(tmp_path / "out")
     for name in ("a", "b"):
-        assert pack_tar(store, name, str(tmp_path / f"{name}.tar")) == {"rows": 2, "unread": 0, "passed_over": 1}
+        assert pack_tar(Units(store), name, str(tmp_path / f"{name}.tar")) == {"rows": 2, "unread": 0, "passed_over": 1}
         rows = pq.read_table(tmp_path / "out" / f"catalog-{name}.parquet")
         assert rows.select(["image_id", "bytes"]).to_pylist() == [{"image_id": key, "bytes": JPEG} for key in "ab"]
 
@@ -172,7 +172,7 @@ def test_links_and_compressed_shards_give_their_pictures(tmp_path: Path) -> None
 def test_a_description_that_is_no_json_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.jpg": JPEG, "a.json": b"{'caption': 1}"})
     with pytest.raises(BadInputError, match=r"a\.tar: member a\.json is no JSON"):
-        pack_tar(open_store(tmp_path / "out"), "00000", str(tmp_path / "a.tar"))
+        pack_tar(Units(open_store(tmp_path / "out")), "00000", str(tmp_path / "a.tar"))
 
 
 def test_wrong_types_are_refused_or_cast_at_once(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_files_of_a_table_may_differ_in_their_types(tmp_path: Path) -> None:
     writer = ArtifactWriter.open(str(tmp_path / "out"), "catalog", config={}, claimed=(), inputs={})
     for unit, part in enumerate(parts):
         blob = Blob(data=parquet_bytes(part), rows=1)
-        put_unit(writer.store, str(unit), {f"catalog-{unit}.parquet": blob})
+        writer.units.put(str(unit), {f"catalog-{unit}.parquet": blob})
     writer.commit(["0", "1", "2"], {}, {})
     table = open_table(str(tmp_path / "out"), "catalog", "--catalog")
     assert [row[0] for row in table.sources(0, 2)] == ["1", "b"]
@@ -218,7 +218,7 @@ def test_a_picture_is_not_blamed_for_its_store(
         assert isinstance(found, PictureError)
         assert found.reason is Reason.UNREADABLE
     monkeypatch.undo()
-    assert pack_rows(open_store(tmp_path / "out"), "00000", rows)["unread"] == 1
+    assert pack_rows(Units(open_store(tmp_path / "out")), "00000", rows)["unread"] == 1
 
 
 def test_what_is_wrong_with_a_uri_or_a_size_is_the_pictures_own(

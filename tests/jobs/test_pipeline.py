@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import BadInputError
+from jobs.pipeline import Config, _stages
 from jobs.report import table_lines
 from tests.conftest import Run
 from tests.jobs.helpers import Done, assert_refused, scalars, summary_of
@@ -160,6 +162,29 @@ def test_differences_in_the_table() -> None:
     ]
     wanted = ["0.000 (0.000 to 0.000)", "-0.017 (-0.038 to 0.000)", "reference", "+0.200 (+0.100 to +0.300)"]
     assert [line.split("0.500")[-1].strip() for line in table_lines(rows)[1:]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("index.recall-target=abc", "--set index: recall_target: Input should be a valid number"),
+        ("report.shown=-1", "--set report: shown: "),
+        ("extract.scales=1,many", "--set extract: scales.1: "),
+        ("extract.decode-resource=decode", "--set extract: --decode-resource is booked by decode actors"),
+    ],
+)
+def test_settings_of_every_stage_are_checked_before_the_first(setting: str, said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        Config(catalog="x", queries="y", out="z", set=(setting,))
+
+
+def test_a_flag_of_several_values_is_set_by_commas() -> None:
+    config = Config(catalog="x", queries="y", out="z/", set=("extract.scales=1.0,0.5", "train.epochs=5"))
+    stages = _stages(config)
+    assert stages["descriptors"][1].scales == (1.0, 0.5)
+    assert (stages["pretrained"][1].epochs, stages["model"][1].epochs) == (0, 5)
+    assert list(stages)[-1] == "report"
+    assert stages["index"][1].descriptors == stages["descriptors"][1].out == "z/descriptors"
 
 
 def test_what_the_pipeline_decides_cannot_be_set(manet: Run) -> None:

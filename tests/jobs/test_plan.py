@@ -1,13 +1,16 @@
 """`manet plan`: the closed form against hand-made sums, the simulation against the closed form, refusals of one line."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 
 from cluster.errors import BadInputError
+from jobs.cli import parse
 from jobs.costing import read_prices
 from jobs.estimating import Pool, Step, Stream, enough_nodes, estimate
 from jobs.plan import Config, run
@@ -189,7 +192,8 @@ def test_a_plan_by_hand(tmp_path: Path) -> None:
     assert any("abcdef0" in note for note in plan["assumptions"])
     assert "extract is given --model-cpus 1" in plan["assumptions"]
     both = run(Config(pictures=500_000, nodes=("decode=2", "gpu=1"), rates=rates, model_rate=400, actor_start=9))
-    assert "extract is given --model-gpus 1 --decode-actors 32 --decode-cpus 1" in both["assumptions"]
+    flags = "--model-gpus 1 --decode-actors 32 --decode-cpus 1 --decode-resource decode"
+    assert f"extract is given {flags}" in both["assumptions"]
 
 
 def _prices(path: Path, *, spot: bool) -> Path:
@@ -210,12 +214,28 @@ def test_the_example_table_has_the_node_types_of_the_cluster_file() -> None:
             assert instance == prices.head.instance, name
         else:
             assert known[instance] == (resources["CPU"], resources.get("GPU", 0)), name
+            assert resources.get(name, 0) == (0 if "GPU" in resources else resources["CPU"])  # for --decode-resource
+
+
+def test_the_documented_plans_go_through_with_the_rates_of_a_machine_without_gpus(tmp_path: Path) -> None:
+    rates = str(_rates(tmp_path / "rates.json"))
+    texts = (ROOT / "README.md").read_text() + (ROOT / "jobs" / "plan.py").read_text()
+    lines = re.findall(r"(?m)^ *manet (plan .*)$", texts)
+    assert len(lines) == 3
+    for line in lines:
+        _, config = parse(line.split())
+        assert run(cast(Config, config).model_copy(update={"rates": rates, "simulate": 0}))["kind"] == "plan"
 
 
 def test_a_rate_that_nobody_measured_is_refused_or_marked(manet: Run, tmp_path: Path) -> None:
     rates = _rates(tmp_path / "rates.json")
     plan = ("plan", "--pictures", 1_000_000, "--nodes", "gpu=8", "--nodes", "decode=4")
-    assert_refused(manet(*plan, "--rates", rates), 2, "nobody measured", "NVIDIA L4", "--model-rate")
+    refused = manet(*plan, "--rates", rates)
+    assert_refused(refused, 2, "nobody measured", "NVIDIA L4", "--model-rate")
+    said = " ".join(refused.stderr.split())
+    hint = said.partition("on such a node: manet ")[2].partition(", or give")[0]
+    assert hint == "bench extract --catalog CATALOG --model MODEL --model-gpus 1 --model-cpus 16 --rates FILE"
+    assert parse(hint.split())[0] == ["bench", "extract"]
     done = manet(*plan, "--rates", rates, "--model-rate", 400, "--actor-start", 20, "--simulate", 3)
     found = summary_of(done)
     assert any("400: ASSUMPTION, given by --model-rate" in note for note in found["assumptions"])

@@ -19,7 +19,8 @@ def test_ids_with_and_without_a_byte_order_mark(tmp_path: Path, start: bytes) ->
 
 
 def test_descriptors_below_a_job_say_and_claim_what_they_are(tmp_path: Path) -> None:
-    config = evaluate.Config(index="i", queries="q", out=str(tmp_path), size=96, scales=(1.0, 0.7))
+    of_index = {"size": 96, "scales": (1.0, 0.7)}
+    config = evaluate.Config(index="i", queries="q", out=str(tmp_path)).model_copy(update=of_index)
     model = {"model": Input(uri="/model", sha256="a" * 64)}
 
     def described(name: str) -> None:

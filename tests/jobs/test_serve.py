@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.artifact import Artifact, Input
 from cluster.errors import RetryableStoreError
+from jobs.querying import QuerySpec, query_spec
 from jobs.serving.gallery import Gallery
 from manet.client import Client, ServiceError
 from tests.conftest import Run
@@ -102,6 +104,22 @@ def test_a_gallery_item_finds_others(service: Service) -> None:
         shown = Image.open(io.BytesIO(client.image(path.stem, side=side)))
         assert shown.format == "JPEG" and min(shown.size) >= side
     assert client.image(path.stem, kind="saliency") != client.image(path.stem)
+
+
+def test_a_gallery_picture_is_under_no_uploads_limits(service: Service) -> None:
+    other, path = service.gallery()[4:6]
+    before = path.read_bytes()
+    with Image.open(path) as picture:
+        large = picture.convert("RGB").resize((2600, 2000))
+    assert large.width * large.height > MAX_PIXELS
+    large.save(path, quality=80)
+    try:
+        assert service.client.image(path.stem, kind="saliency")
+        assert service.client.search(image_id=path.stem, maps=True)["maps"]
+        (hit,) = service.client.search(image_id=other.stem, ids=[path.stem], explain=1)["results"]
+        assert hit["why"]
+    finally:
+        path.write_bytes(before)
 
 
 def test_filters_and_ranking(service: Service) -> None:
@@ -266,7 +284,20 @@ def test_an_index_made_anew_in_its_place_is_taken_up(
     first = gallery.current
     assert not gallery.refresh()
     summary_of(manet(*made, 48, "--overwrite"))
-    assert gallery.refresh() and not gallery.refresh()
+    model = [
+        Input(uri="s3://elsewhere/model", sha256="0" * 64),
+        first.spec.model.model_copy(update={"uri": "s3://moved"}),
+    ]
+
+    def described(index: Artifact) -> QuerySpec:
+        return query_spec(index).model_copy(update={"model": model[0]})
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.serving.gallery.query_spec", described)
+        assert not gallery.refresh()  # another model
+        model.pop(0)
+        gallery._failed = ""
+        assert gallery.refresh() and not gallery.refresh()  # the same, at another place
     second = gallery.current
     assert first.number == second.number == 1 and first.index.sha256 != second.index.sha256
 

@@ -3,12 +3,17 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import BadInputError
@@ -16,8 +21,13 @@ from cluster.local_s3 import free_ports
 from jobs.serving import listening as listens
 from jobs.serving.dispatch import Dispatch, LostError
 from jobs.serving.embedder import Asked, Seen
-from jobs.serving.guard import Receive, Scope, Send
+from jobs.serving.guard import Guard, Receive, Scope, Send
 from jobs.serving.listening import Door, Server, listening_of, server_of
+from jobs.serving.metrics import ServingMetrics
+from jobs.serving.settings import ServingConfig
+from manet.index import build_shard, train
+from manet.search import Searcher
+from manet.shards import ShardFiles
 
 
 class _Handle:
@@ -207,3 +217,37 @@ def test_a_folder_too_deep_for_a_unix_socket_is_named(tmp_path: Path, monkeypatc
     with pytest.raises(BadInputError, match="set TMPDIR to a short path"):
         Door("127.0.0.1", free_ports(1)[0])
     assert not list(deep.iterdir())
+
+
+def _near_duplicates(folder: Path) -> Searcher:
+    """Five pictures in the order of their likeness to the first, of which the second is a near-duplicate."""
+    angles = np.linspace(0, 1, 5)
+    vectors = np.stack([np.cos(angles), np.sin(angles), *np.zeros((6, 5))], 1).astype(np.float16)
+    files = ShardFiles(index=folder / "0.faiss", ids=folder / "0.parquet", refine=folder / "0.npy")
+    faiss.write_index(build_shard(train(vectors.astype(np.float32), "Flat"), [vectors]), str(files.index))
+    groups = pa.array(["same", "same", None, None, None], pa.string())
+    pq.write_table(pa.table({"image_id": list("abcde"), "group": groups}), files.ids)
+    np.save(files.refine, vectors)
+    return Searcher([files])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
+def test_a_gallery_picture_leaves_its_place_to_its_near_duplicate(tmp_path: Path) -> None:
+    from jobs.serving.gateway import Gateway, Query, Wish
+
+    gateway: Any = Gateway.__new__(Gateway)  # without its replicas: a gallery picture's descriptor is in the index
+    gateway.metrics = ServingMetrics("test")
+    gateway.gallery = SimpleNamespace(current=SimpleNamespace(searcher=_near_duplicates(tmp_path), number=1))
+    gateway._guard = Guard(
+        _hello, ServingConfig(index="none", rate=1), pending=8, tokens=frozenset(), metrics=gateway.metrics
+    )
+
+    async def go() -> None:
+        found = await gateway.search(Query(image_id="a"), Wish(k=3))
+        assert [hit.image_id for hit in found.results] == ["b", "c", "d"]
+        items = await gateway.batch([Query(image_id=name) for name in "abcd"], Wish(k=1))
+        assert all(item.answer for item in items)
+        assert 7 <= gateway._guard._draw("", 0) < 7.5  # of ten: three pictures more than one
+
+    with ThreadPoolExecutor(2) as gateway._threads:
+        asyncio.run(go())

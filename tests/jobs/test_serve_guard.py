@@ -5,6 +5,7 @@ import hashlib
 import json
 import ssl
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ import trustme
 
 from cluster.errors import BadInputError
 from jobs.pictures import Picture
-from jobs.serve import Config, _token_hashes
+from jobs.serve import Config, _drain, _token_hashes
+from jobs.serving.answers import Item
 from jobs.serving.embedder import Asked, Seen, Together
 from jobs.serving.fetching import Fetcher, is_public
 from jobs.serving.guard import App, Guard, Message, Receive, Scope, Send
@@ -47,7 +50,7 @@ class _Slow:
         await send({"type": "http.response.body", "body": b'{"ok": {}}'})
 
 
-def _guard(app: App, *, pending: int = 8, tokens: tuple[str, ...] = (), **config: float) -> Guard:
+def _guard(app: App, *, pending: int = 8, tokens: tuple[str, ...] = (), **config: object) -> Guard:
     hashes = frozenset(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
     settings = ServingConfig.model_validate({"index": "none", **config})
     return Guard(app, settings, pending=pending, tokens=hashes, metrics=ServingMetrics("test"))
@@ -81,7 +84,8 @@ async def _ask(
 ) -> Answer:
     given = {**(FORM if method == "POST" else {}), **headers}
     scope = {
-        "type": "http", "path": path, "method": method, "client": (client, 1),
+        "type": "http", "path": unquote(path), "raw_path": path.encode(), "query_string": b"", "method": method,
+        "client": (client, 1),
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }  # fmt: skip
     sent: list[Any] = []
@@ -197,6 +201,67 @@ def test_each_client_has_a_rate_of_its_own() -> None:
         assert (await _ask(guard, "/v1/index", "GET"))[0] == 200
 
     asyncio.run(ask())
+
+
+def test_what_a_request_takes_more_than_one_search_is_owed() -> None:
+    more = [31, 0]  # a batch of 32 pictures, a search
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        guard.charge(more.pop(0))
+        await _Slow()(scope, receive, send)
+
+    guard = _guard(app, rate=1)  # bursts of ten
+
+    async def ask() -> None:
+        assert (await _ask(guard, "/v1/search:batch"))[0] == 200
+        status, headers, _ = await _ask(guard)
+        assert (status, headers["retry-after"]) == (429, "23")
+        assert (await _ask(guard, client="b"))[0] == 200
+
+    asyncio.run(ask())
+
+
+def test_a_guard_that_stops_takes_no_request_and_tells_what_is_in_hand() -> None:
+    guard = _guard(_Slow(0.2))
+
+    async def ask() -> None:
+        image = asyncio.create_task(_ask(guard, "/v1/items/x/image", "GET"))
+        await asyncio.sleep(0.05)
+        guard.stopping = True
+        assert (guard.pending, guard.others) == (0, 1)
+        for path in ("/v1/search", "/v1/items/x/image", "/v1/index"):
+            status, headers, body = await _ask(guard, path, "POST" if path == "/v1/search" else "GET")
+            assert (status, headers["retry-after"], body["error"]["code"]) == (503, "5", "stopping")
+        assert (await _ask(guard, "/healthz", "GET"))[0] == (await image)[0] == 200
+        assert guard.others == 0
+
+    asyncio.run(ask())
+
+
+class _Gateways:
+    """The handle of two gateways, of which the busy one is lost; Ray Serve has another one up a moment later."""
+
+    def __init__(self) -> None:
+        self.drain = self
+        self._answers = [("lost", 1, 0), ("other", 1, 0), ("other", 0, 0), ("next", 0, 0)]
+
+    def remote(self) -> "_Gateways":
+        return self
+
+    def result(self, timeout_s: float) -> tuple[str, int, int]:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+    def named(self, *, all_namespaces: bool) -> list[dict[str, str]]:
+        """As `ray.util.list_named_actors`."""
+        return [{"name": name, "namespace": "serve"} for name in ("other", "next", *["lost"][: len(self._answers) - 2])]
+
+
+def test_a_gateway_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateways = _Gateways()
+    monkeypatch.setattr("ray.util.list_named_actors", gateways.named)  # imports Ray, which takes its time
+    began = time.monotonic()
+    _drain(Config(index="none", gateways=2, request_seconds=4), gateways)
+    assert time.monotonic() - began < 4 and len(gateways._answers) == 1
 
 
 def test_more_than_is_pending_is_turned_away_at_once() -> None:
@@ -382,6 +447,7 @@ def test_a_pass_takes_all_that_waits_and_loses_nobody() -> None:
         ("8.8.8.8", True), ("2606:4700::1", True), ("127.0.0.1", False), ("10.0.0.1", False), ("169.254.169.254", False),
         ("100.64.0.1", False), ("224.0.0.1", False), ("0.0.0.0", False), ("::1", False), ("fe80::1", False),  # noqa: S104
         ("fd00::1", False), ("::ffff:127.0.0.1", False), ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False),
+        ("64:ff9b:1::7f00:1", False), ("::10.0.0.1", False), ("::8.8.8.8", False), ("fec0::1", False), ("2000::1", True),
     ],
 )  # fmt: skip
 def test_public_addresses(address: str, public: bool) -> None:
@@ -474,6 +540,47 @@ def test_openapi_says_where_a_token_is_needed() -> None:
     assert secured["components"]["securitySchemes"]["HTTPBearer"] == {"type": "http", "scheme": "bearer"}
     wanted = {path: "security" in way for path, ways in secured["paths"].items() for way in ways.values()}
     assert wanted == {path: path.startswith("/v1/") for path in wanted} and len(wanted) == 9
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
+def test_openapi_says_what_is_answered() -> None:
+    from jobs.serving.api import build_api
+
+    service: Any = SimpleNamespace(lifespan=None, config=ServingConfig(index="none"))
+    ways = [way for ways in build_api(service).openapi()["paths"].items() for way in ways[1].items()]
+    answers = {way["operationId"]: set(way["responses"]) for _, way in ways}
+    assert answers["health"] == answers["ready"] == {"200", "431", "500", "503"}
+    assert all({"401", "431", "500", "503"} <= answers[name] for name in set(answers) - {"health", "ready"})
+    assert "502" in answers["index"] & answers["recallPlot"] and {"304", "429"} <= answers["itemImage"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
+def test_an_id_may_end_in_image_and_a_shop_may_show_its_picture() -> None:
+    from jobs.serving.api import build_api
+
+    async def item(image_id: str) -> Item:
+        return Item(image_id=image_id, uri=None, description=None, category=None, image="", version=1)
+
+    async def image(image_id: str, side: int) -> bytes:
+        return json.dumps({"picture of": image_id}).encode()
+
+    edition = SimpleNamespace(index=SimpleNamespace(sha256="0" * 64))
+    service: Any = SimpleNamespace(lifespan=None, item=item, image=image, gallery=SimpleNamespace(current=edition))
+
+    async def ask(path: str, *origins: str) -> Answer:
+        service.config = ServingConfig(index="none", cors_origin=origins)
+        return await _ask(_guard(build_api(service)), path, "GET")
+
+    for image_id, sent in (
+        ("prod1", "prod1"),
+        ("prod1/image", "prod1%2Fimage"),
+        ("a/image/image", "a%2fimage%2fimage"),
+    ):
+        assert asyncio.run(ask(f"/v1/items/{sent}"))[2]["image_id"] == image_id
+        _, headers, body = asyncio.run(ask(f"/v1/items/{sent}/image"))
+        assert (body, headers["cross-origin-resource-policy"]) == ({"picture of": image_id}, "same-origin")
+    _, headers, _ = asyncio.run(ask("/v1/items/prod1/image", "https://shop.example"))
+    assert headers["cross-origin-resource-policy"] == "cross-origin"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -139,6 +140,7 @@ def test_a_visitor_searches(browser: Browser, service: Service) -> None:
     expect(page.locator(".answer .overlay.shown")).to_have_count(0)
     page.get_by_role("button", name=re.compile("^Why answer 1")).click()
     expect(page.locator("#why-pairs li")).to_have_count(5, timeout=WAIT)
+    expect(page.get_by_role("status").filter(has_text="is a sum over all pairs")).to_be_visible()
     _no_serious_fault(page)
     page.keyboard.press("Escape")
     expect(page.locator("#why")).to_be_hidden()
@@ -155,6 +157,14 @@ def test_the_picture_is_cropped_by_dragging_and_by_keys(browser: Browser, servic
     assert answer.value.ok
     expect(page.locator("#cropbox")).to_be_visible()
     expect(page.locator(".score").first).not_to_have_text(whole[0])
+    crop = page.locator("#cropbox").get_attribute("style") or ""
+    page.mouse.down()
+    page.mouse.move(0, 0)
+    expect(page.locator("#cropbox")).not_to_have_attribute("style", crop)
+    page.locator("#stage").dispatch_event("pointercancel")  # the finger scrolls: the answers stay those to the crop
+    page.mouse.up()
+    expect(page.locator("#cropbox")).to_have_attribute("style", crop)
+    expect(page.locator("#cropbox")).to_be_visible()
     with page.expect_response("**/v1/search"):
         page.get_by_role("button", name="Whole picture").click()
     expect(page.locator(".score").first).to_have_text(whole[0])
@@ -283,6 +293,65 @@ def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
     assert not faults
 
 
+def test_the_index_tab_loses_no_photo(browser: Browser, service: Service) -> None:
+    page = _open(browser, service.address, [])
+    held = _hold(page, "**/v1/search")
+    with page.expect_request("**/v1/search"):
+        page.set_input_files("#file", service.queries()[0])
+    page.get_by_role("tab", name="Index").click()
+    with page.expect_response("**/v1/search"):
+        held[0].continue_()
+    _settle(page)
+    page.go_back()
+    expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
+    expect(page.locator(".answer").first).to_be_visible()
+    page.get_by_role("button", name="Clear").click()
+    page.route("**/v1/index", lambda route: _refuse(route, 502, "store"), times=1)
+    page.get_by_role("tab", name="Index").click()
+    expect(page.get_by_role("alert")).to_contain_text("A 502.")
+    assert "#" not in page.url
+    page.set_input_files("#file", service.queries()[1])
+    expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
+    page.go_back()
+    expect(page.locator("#drop")).to_be_visible()
+    page.go_forward()
+    expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
+
+
+def test_a_picture_that_is_dropped_on_the_index_is_searched_with(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = _open(browser, service.address, faults)
+    page.get_by_role("tab", name="Index").click()
+    expect(page.locator(".figure").first).to_be_visible()
+    page.set_input_files("#file", service.queries()[0])  # as a drop or a paste does, which need no tab either
+    expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
+    expect(page.get_by_role("tab", name="Search")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("button", name="Clear").click()
+    page.go_back()
+    expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
+    assert not faults
+
+
+def test_an_item_whose_picture_cannot_be_used_is_searched_with_all_the_same(browser: Browser, service: Service) -> None:
+    page = _open(browser, service.address, [])
+    page.evaluate("Math.random = () => 0")
+    asked: list[float] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            error = {"code": "overloaded", "message": "Busy."}
+            route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": error})
+        else:
+            _refuse(route, 413, "too_large")
+
+    page.route("**/v1/search", refuse, times=2)
+    page.locator("#samples button").first.click()
+    expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert asked[1] - asked[0] >= 1  # not earlier than the service said
+
+
 def test_what_is_no_photo_is_not_cropped(browser: Browser, service: Service, tmp_path: Path) -> None:
     faults: list[str] = []
     page = _open(browser, service.address, faults)
@@ -359,6 +428,8 @@ def test_a_phone(browser: Browser, service: Service, dark: bool) -> None:
     faults: list[str] = []
     page = _open(browser, service.address, faults, phone=True, dark=dark)
     expect(page.get_by_role("button", name="Take a photo")).to_be_visible()
+    assert page.locator("#drop p").inner_text() == "A photo of the product"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     _ask(page, service.queries()[1])
     page.locator(".answer .picture").first.tap()
     expect(page.locator(".answer .overlay.shown")).to_have_count(1, timeout=WAIT)

@@ -14,9 +14,11 @@ import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from torch import nn
 
+from cluster.storage import open_store
 from jobs.failures import why
 from jobs.stages import Part, joint_losses, stage_of
-from jobs.training_plan import Plan
+from jobs.training import drop_checkpoints
+from jobs.training_plan import Plan, has_diverged
 from jobs.views import part_at
 from manet.config import Attention, NetworkConfig
 from manet.images import PictureConfig
@@ -122,6 +124,34 @@ def test_text_is_bit_equal_after_training(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(torch.equal(before[name], after[name]) for name in text)
     for branch in ("backbone", "saliency", "head"):
         assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(branch))
+
+
+def test_a_network_of_no_numbers_has_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without attention, where the saliency branch stays whole: its Dice and the accuracy are numbers still."""
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)  # of a run of Ray Train
+    network = _network("none")
+    plan = Plan(**{**PLAN, "network": network.config})
+    whole = stage_of(network, plan, 1, 1, torch.device("cpu"), {}).validate(_Shard())
+    assert not has_diverged(whole)
+    assert whole["val_map@7"] > 0
+    with torch.no_grad():
+        for parameter in network.backbone.parameters():
+            parameter.fill_(torch.nan)
+    found = stage_of(network, plan, 1, 1, torch.device("cpu"), {}).validate(_Shard())
+    assert np.isfinite(found["val_dice_loss"])
+    assert has_diverged(found)
+
+
+def test_the_record_of_checkpoints_goes_before_them(tmp_path: Path) -> None:
+    """What is left of a run that was stopped as it dropped them is never gone on from."""
+    store, dropped = open_store(str(tmp_path)), []
+    for name in ("a/run/checkpoint_1/model", "a/run/checkpoint_manager_snapshot.json", "a/run/checkpoint_2/model"):
+        store.write(f"checkpoints/{name}", b"x")
+    delete = store.delete
+    store.delete = lambda name: (dropped.append(name), delete(name))[1]  # type: ignore[method-assign, func-returns-value]
+    drop_checkpoints(store)
+    assert dropped[0].endswith("snapshot.json")
+    assert not list(store.list("checkpoints/"))
 
 
 def test_descriptors_are_float32_in_bfloat16_too() -> None:

@@ -56,8 +56,21 @@ def test_missing_weights_are_an_error(manet: Run, fewshot: Path, tmp_path: Path)
     assert_refused(done, 2, "weights /no/weights.safetensors", "no such file")
     done = manet("train", "--fewshot", fewshot, "--out", tmp_path / "other", "--backbone", "resnet5000")
     assert_refused(done, 2, "'resnet5000' is unknown")
+    done = manet("train", "--fewshot", fewshot, "--out", tmp_path / "other", "--backbone", "resnet18")
+    assert_refused(done, 2, "--backbone resnet18: give its --backbone-weights")
     assert not (tmp_path / "model").exists()  # a mistake claims nothing
     assert not (tmp_path / "other").exists()
+
+
+def test_a_split_without_pictures_is_refused(manet: Run, shop: Path, tmp_path: Path) -> None:
+    """One picture is in one split alone; the other one would be empty."""
+    row = pq.read_table(next((shop / "catalog").glob("catalog-*.parquet"))).to_pylist()[0]
+    one = {**row, "uri": str(shop / "catalog" / row["uri"])}
+    pq.write_table(pa.Table.from_pylist([one]), tmp_path / "one.parquet")
+    summary = summary_of(manet("fewshot", "--catalog", tmp_path / "one.parquet", "--out", tmp_path / "few"))
+    assert (summary["train"], summary["val"]) == (1, 0)
+    train = ("train", "--fewshot", tmp_path / "few", "--out", tmp_path / "model", "--pseudo-masks", "classical")
+    assert_refused(manet(*train), 2, "0 usable pictures to validate with, 1 workers")
 
 
 def test_a_rendered_catalogue_has_exact_masks(manet: Run, fewshot: Path, shop: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.artifact import Artifact, ArtifactWriter, open_artifact
+from cluster.artifact import Artifact, ArtifactWriter, Units, open_artifact
 from cluster.errors import IntegrityError
 from cluster.storage import open_store
 from jobs.inputs import Table, local_copy, open_table
@@ -51,7 +51,7 @@ def _described(table: Table, network: Artifact, out: Path, **fields: int) -> dic
     pictures = picture_config(network, config.size)
     writer = ArtifactWriter.open(str(out), "descriptors", config={}, claimed=(), inputs={})
     fetch = Fetch(table, pictures, config) if config.decode_actors else None
-    describe = Describe(table, pictures, network, (writer.store, writer.claim_sha256), NAMES, config)
+    describe = Describe(table, pictures, network, writer.units, NAMES, config)
     for unit in reversed(cut(table.rows, PART)):
         row: dict[str, Any] = {"index": unit.index, "start": unit.start, "stop": unit.stop}
         counts = describe(fetch(row) if fetch else row)
@@ -80,7 +80,7 @@ def test_packed_pictures_change_nothing(
     table: Table, network: Artifact, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:
     writer = ArtifactWriter.open(str(tmp_path / "packed"), "catalog", config={}, claimed=(), inputs={})
-    pack_rows(writer.store, "00000", table.read())
+    pack_rows(writer.units, "00000", table.read())
     writer.commit(["00000"], {}, {})
     packed = open_table(str(tmp_path / "packed"), "catalog", "--catalog")
     assert packed.packed
@@ -107,7 +107,7 @@ def test_a_receipt_of_another_claim_does_not_count(table: Table, network: Artifa
     """A worker of a run that was overwritten goes on and writes its receipt into what is now another run's folder."""
     config = DescribeConfig(part_rows=PART)
     late = ArtifactWriter.open(str(tmp_path), "descriptors", config={"size": 1}, claimed=("size",), inputs={})
-    describe = Describe(table, picture_config(network, 0), network, (late.store, late.claim_sha256), NAMES, config)
+    describe = Describe(table, picture_config(network, 0), network, late.units, NAMES, config)
     now = ArtifactWriter.open(
         str(tmp_path), "descriptors", config={"size": 2}, claimed=("size",), inputs={}, overwrite=True
     )
@@ -120,5 +120,5 @@ def test_a_receipt_of_another_claim_does_not_count(table: Table, network: Artifa
 
 def test_an_actor_that_cannot_load_says_so_instead_of_dying(table: Table, network: Artifact, tmp_path: Path) -> None:
     config = DescribeConfig(part_rows=PART, compile=True)  # on a CPU: refused
-    describe = Describe(table, picture_config(network, 0), network, (open_store(tmp_path), ""), NAMES, config)
+    describe = Describe(table, picture_config(network, 0), network, Units(open_store(tmp_path)), NAMES, config)
     assert "--compile" in describe({"index": 0, "start": 0, "stop": 1})["failure"]

@@ -49,6 +49,12 @@ def test_small_and_empty_catalogues() -> None:
         find_categories([f"{chr(0x4E00 + i)}{chr(0x5E00 + i)}" for i in range(300)], 44)
 
 
+def test_many_titles_without_a_shared_word_are_refused() -> None:
+    """A hundred of one word each: none has company."""
+    with pytest.raises(InputError, match="no description holds a word"):
+        find_categories([f"name{'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10 % 10]}" for i in range(100)] * 12, 4)
+
+
 def test_the_highest_sum_wins() -> None:
     categories = [
         Category(name="razor", keywords=(("razor", 2.0), ("blade", 1.0))),

@@ -48,6 +48,14 @@ def test_all_figures() -> None:
         retrieval_metrics({}, {"1": set()})
 
 
+def test_a_query_is_no_answer_to_itself() -> None:
+    """A gallery picture as the query, its product's pictures as relevant: itself among them."""
+    found = retrieval_metrics({"a": ["b"]}, {"a": ["a", "b"]})
+    assert found["map@7"] == found["map@7_standard"] == found["recall@7"] == 1
+    with pytest.raises(InputError, match="'a' has no relevant id but its own"):
+        retrieval_metrics({"a": ["b"]}, {"a": ["a"]})
+
+
 def test_the_interval_covers_the_mean_of_most_samples() -> None:
     rng = np.random.default_rng(0)
     inside = 0

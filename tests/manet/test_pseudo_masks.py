@@ -46,6 +46,26 @@ def test_a_broken_network_is_named(tmp_path_factory: pytest.TempPathFactory) -> 
         pseudo_mask(str(path))
 
 
+def test_a_network_that_gives_no_map_is_named(tmp_path: Path) -> None:
+    """ONNX by hand: one layer that flattens its picture, as a classifier's answer is flat."""
+
+    def field(number: int, data: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    def tensor(name: bytes, sides: list[int]) -> bytes:
+        shape = b"".join(field(1, b"\x08" + (side.to_bytes(1) if side < 128 else b"\xc0\x02")) for side in sides)
+        return field(1, name) + field(2, field(1, b"\x08\x01" + field(2, shape)))
+
+    node = field(1, b"x") + field(2, b"y") + field(4, b"Flatten")
+    graph = (
+        field(1, node) + field(2, b"g") + field(11, tensor(b"x", [1, 3, 320, 320])) + field(12, tensor(b"y", [1, 3]))
+    )
+    path = tmp_path / "flat.onnx"
+    path.write_bytes(b"\x08\x08" + field(7, graph) + field(8, b"\x10\x0b"))
+    with pytest.raises(WeightsError, match=r"flat\.onnx: gives no map of a 320 px picture"):
+        pseudo_mask(str(path))
+
+
 def test_a_branch_that_was_trained_here_gives_its_own_map(tmp_path: Path) -> None:
     """The file that `train --branch saliency` writes, by the network that MANet has; another network's weights are refused."""
     rgb = np.ascontiguousarray(Catalogue(seed=0, products=4).studio(1, 0, 320).rgb[:, :224])

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -180,6 +181,25 @@ def test_early_layers_are_those_before_the_first_coarser_map(name: str, pyramid:
     assert not any(key.replace("_", ".").startswith(prefixes) for key in still), sorted(still)
     freeze_early(net, 0)
     assert still == {key for key, value in net.named_parameters() if value.requires_grad}
+
+
+def test_a_network_that_hides_its_first_layers_is_not_frozen_whole() -> None:
+    """Of HRNet timm names a stage that is no module."""
+    net = create("hrnet_w18_small")
+    with pytest.raises(InputError, match="--frozen-stride 0"):
+        freeze_early(net, 4)
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="pretrained weights of test_resnet cannot be downloaded"):
+        load_pretrained(create("test_resnet"), "test_resnet", "pretrained")
+
+
+def test_both_names_of_lite0_take_its_weights() -> None:
+    net = create("tf_efficientnet_lite0")
+    load_pretrained(net, "tf_efficientnet_lite0", "pip:efficientnet-lite0")
 
 
 def test_a_feature_pyramid_takes_the_weights_of_its_network(tmp_path: Path) -> None:

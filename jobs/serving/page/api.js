@@ -57,7 +57,7 @@ async function call(path, kind, { signal, waiting = () => {}, ...options } = {})
     const retry = Number(response.headers.get("Retry-After"));
     if (attempt < TRIES && retry > 0 && retry <= 10) {
       waiting(body?.error?.message ?? "The service is busy.");
-      await pause(retry * (0.7 + 0.6 * Math.random()));
+      await pause(retry * (1 + 0.3 * Math.random()));
       continue;
     }
     throw new Problem(body?.error?.code ?? "failed", body?.error?.message ?? `The service answers ${response.status}.`, response.status);

@@ -37,6 +37,7 @@ async function fields(mine) {
 
 // A picture of the visitor's own gets its entry in the history once it is known to be one.
 function asked(next) {
+  if (next && location.hash === "#index") tab("search"); // it was dropped or pasted there
   state.query = next;
   if (next) {
     run();
@@ -100,7 +101,7 @@ async function run() {
     const sent = await fields(mine);
     const ask = (maps) => search({ ...sent, maps }, { signal: running.signal, waiting });
     const found = await ask(true).catch((error) => {
-      if (mine.id && GONE.has(error.code)) return ask(false); // its stored descriptor still searches
+      if (mine.id && (GONE.has(error.code) || unusable(error))) return ask(false); // its stored descriptor still searches
       throw error;
     });
     if (running.signal.aborted) return;
@@ -200,10 +201,10 @@ function problem(error, again = null) {
 }
 
 // The address names a gallery item and the filters, so that it shows the same search again; what it cannot name is kept.
-function keepAddress() {
+function keepAddress(how = "pushState") {
   state.standing = state.query;
   if (state.query?.file) {
-    keep(state.query, filters.get());
+    keep(state.query, filters.get(), how);
     return;
   }
   const hash = new URLSearchParams();
@@ -211,7 +212,7 @@ function keepAddress() {
     hash.set("id", state.query.id);
     filters.toAddress(hash);
   }
-  go(hash.size ? `#${hash}` : location.pathname);
+  go(hash.size ? `#${hash}` : location.pathname, how);
 }
 
 function readAddress() {
@@ -246,11 +247,18 @@ function tab(name, keeps = true) {
     button.tabIndex = each === name ? 0 : -1;
     byId(`view-${each}`).hidden = each !== name;
   }
-  if (keeps && name === "search") keepAddress();
-  else if (keeps) go("#index");
+  if (keeps && (name === "search" || state.query !== state.standing)) keepAddress(); // a photo has no entry before its answer
+  if (keeps && name === "index") go("#index");
   if (name === "index") {
-    showIndex((category) => { filters.choose([category]); tab("search"); filtered(); byId(state.query ? "results" : "choose").focus(); }).catch((error) => { tab("search", false); problem(error, () => tab("index")); });
+    showIndex((category) => { filters.choose([category]); tab("search"); filtered(); byId(state.query ? "results" : "choose").focus(); }).catch(noIndex);
   }
+}
+
+function noIndex(error) {
+  if (location.hash !== "#index") return; // the visitor has left it
+  keepAddress("replaceState");
+  tab("search", false);
+  problem(error, () => tab("index"));
 }
 
 // Learns of the index, then does what the address asks for; or, with a token that was missing, what failed without it.

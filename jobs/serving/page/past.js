@@ -9,7 +9,8 @@ let count = 0;
 export const present = () => kept.get(history.state?.key);
 
 // Makes an entry of a query with a picture of the visitor's own. Another crop of the same picture takes the entry's place.
-export function keep(query, filters) {
+// how: "pushState", or "replaceState" of an entry that came to nothing.
+export function keep(query, filters, how) {
   const now = location.hash ? undefined : present();
   if (now?.query.file === query.file && JSON.stringify(now.filters) === JSON.stringify(filters)) {
     now.query = query;
@@ -18,11 +19,11 @@ export function keep(query, filters) {
   const key = `${born}-${(count += 1)}`;
   kept.set(key, { query, filters });
   if (kept.size > MOST) kept.delete(kept.keys().next().value);
-  history.pushState({ key }, "", location.pathname);
+  history[how]({ key }, "", location.pathname);
 }
 
 // Makes an entry of what the address says by itself, unless the browser stands there.
-export function go(address) {
+export function go(address, how = "pushState") {
   if (address === (location.hash || location.pathname) && !present()) return;
-  history.pushState(null, "", address);
+  history[how](null, "", address);
 }

@@ -82,8 +82,8 @@ export class Query {
       else this.setCrop(box, true);
     });
     stage.addEventListener("pointercancel", () => {
+      if (start) this.setCrop(before, false); // the answers are those to it
       start = null;
-      this.setCrop(null, false);
     });
     stage.addEventListener("keydown", (event) => this.key(event));
     byId("query-picture").onerror = () => {
