@@ -253,7 +253,7 @@ def _room(nodes: list[dict[str, float]], worker: Mapping[str, float], spare: Map
     if not any(fits(node, spare) for node in nodes):
         return 0
     count = sum(fits(node, worker) for node in nodes)
-    while count and _sum(nodes, "CPU") - count * worker["CPU"] < spare["CPU"]:
+    while count and _sum(nodes, "CPU") - count * worker["CPU"] < spare["CPU"] - 1e-9:
         count -= 1
     return count
 

@@ -372,7 +372,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def open_store(uri: str | Path) -> Store:
-    """The store rooted at a folder.
+    """The store rooted at a folder; slashes at the ends of a bucket's prefix are none of its name.
 
     Raises:
         BadInputError: no store has this scheme.
@@ -384,7 +384,8 @@ def open_store(uri: str | Path) -> Store:
     if scheme == "s3":
         from cluster.s3 import S3Store
 
-        return S3Store.at(text)
+        bucket, _, prefix = rest.partition("/")
+        return S3Store.at(f"s3://{bucket}/{prefix.strip('/')}")
     if scheme == "file":
         return LocalStore(Path(unquote("/" + rest.partition("/")[2])))
     if scheme:
@@ -404,7 +405,11 @@ def split_uri(uri: str) -> tuple[Store, str]:
 
 @lru_cache(maxsize=256)
 def _cached_store(uri: str) -> Store:
-    return open_store(uri)
+    if not uri.startswith("s3://"):
+        return open_store(uri)
+    from cluster.s3 import S3Store
+
+    return S3Store.at(uri)
 
 
 def read_uri(uri: str, *, most: int | None = None) -> bytes:
@@ -426,7 +431,11 @@ def resolve_uri(uri: str, base: str) -> str:
 
 
 def arrow_filesystem(uri: str) -> tuple[Any, str]:
-    """A pyarrow filesystem and the path of `uri` in it, for libraries that write there themselves (Ray Train)."""
+    """A pyarrow filesystem and the path of `uri` in it, for libraries that write there themselves (Ray Train).
+
+    Raises:
+        BadInputError: a bucket's folder with several slashes in a row, which pyarrow does not take.
+    """
     import pyarrow.fs
 
     store = open_store(uri)
@@ -435,4 +444,9 @@ def arrow_filesystem(uri: str) -> tuple[Any, str]:
         return pyarrow.fs.LocalFileSystem(), str(store.root)
     from cluster.s3 import arrow_s3
 
-    return arrow_s3(), store.uri("").removeprefix("s3://").rstrip("/")
+    path = store.uri("").removeprefix("s3://")
+    if "//" in path:
+        raise BadInputError(
+            f"{uri}: checkpoints cannot be written below an empty folder name; take out the double slash"
+        )
+    return arrow_s3(), path

@@ -194,7 +194,7 @@ def _build(
 
     found: dict[str, Described] = {}
     for network, model in models.items():
-        names = (FUSED,) if network == "fused" else descriptors_of(_network(model))
+        names = PLAIN if network == "fused" else descriptors_of(_network(model))
         found[network] = (
             _describe(config, network, "gallery", gallery, model, names),
             _describe(config, network, "queries", queries, model, names),

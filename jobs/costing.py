@@ -55,6 +55,8 @@ class GroupPrice(Record):
     cpus: int = Field(ge=1)
     gpus: int = Field(default=0, ge=0)
     gpu: str = ""
+    resource: str = ""
+    """Custom resource of its nodes, as many as their CPUs, by which decode actors find them; empty: they have none."""
     per_hour: float = Field(ge=0)
     spot_per_hour: float | None = Field(default=None, ge=0)
     spot: bool = False
@@ -257,7 +259,10 @@ def _flags(nodes: Mapping[str, int], prices: Prices, work: Work) -> str:
     plain = next((name for name, group in groups.items() if not group.gpus), "")
     if plain:
         actors = nodes[plain] * groups[plain].cpus
-        return f"--model-gpus 1 --decode-actors {actors} --decode-cpus 1 --decode-resource {plain}"
+        resource = groups[plain].resource
+        return f"--model-gpus 1 --decode-actors {actors} --decode-cpus 1" + (
+            resource and f" --decode-resource {resource}"
+        )
     return f"--model-gpus 1 --model-cpus {gpu.cpus / gpu.gpus:g}: a decode process for each of them"
 
 

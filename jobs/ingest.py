@@ -286,7 +286,8 @@ def _csv(data: bytes, where: str) -> pa.Table:
         raise BadInputError(f"{where}: not a table: {str(error).splitlines()[0]}") from None
     for place, name in enumerate(table.column_names):
         if name != name.strip() and pa.types.is_string(table[name].type):
-            table = table.set_column(place, name, pc.utf8_trim_whitespace(table[name]))
+            trimmed = pc.utf8_trim_whitespace(table[name])
+            table = table.set_column(place, name, pc.if_else(pc.equal(trimmed, ""), None, trimmed))
     return table.rename_columns([name.strip() for name in table.column_names])
 
 

@@ -37,6 +37,11 @@ class Part:
     steps: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
+    def of_all(self) -> dict[str, float]:
+        """The sums' means over all workers, which have taken as many steps; all ask together."""
+        everyone = of_all_workers(self.sums)
+        return {name: sum(sums[name] for sums in everyone) / len(everyone) for name in self.sums}
+
 
 class Steps:
     """Optimiser, schedule and steps of one stage.
@@ -139,11 +144,7 @@ class Steps:
             for name, value in losses.items():
                 part.sums[name] = part.sums.get(name, 0.0) + float(value.detach())
             after(part)
-        everyone = of_all_workers(part.sums)
-        return {
-            name: round(sum(sums[name] for sums in everyone) / len(everyone) / max(1, part.steps), 5)
-            for name in part.sums
-        }
+        return {name: round(total / max(1, part.steps), 5) for name, total in part.of_all().items()}
 
     def validate(self, shard: Any) -> dict[str, float]:  # noqa: ANN401 - ray.data.DataIterator
         """The stage's figures over the validation split, the same on every worker. All have the first one's statistics then: a

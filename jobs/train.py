@@ -33,7 +33,7 @@ from jobs.make import make
 from jobs.masks import CLAIMS, RENDERED, MapKind, build_masks, mapper
 from jobs.training import default_cpus, drop_checkpoints, fit
 from jobs.training_plan import Branch, Plan
-from manet.backbone import create
+from manet.backbone import create, is_lite0
 from manet.checkpoint import load_model, save_branch
 from manet.config import Attention, NetworkConfig, TextSource, read_config
 from manet.images import PictureConfig
@@ -285,13 +285,12 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
                 f"--text-weights {config.text_weights}: the text branch of --init is kept; leave the flag out"
             )
         return network
-    for name in ("backbone", *(("text",) if config.branch == "text" else ())):
-        given = {name, f"{name}_weights"} & config.model_fields_set
-        if given == {name} and getattr(config, name) != NetworkConfig().backbone:
-            create(getattr(config, name))  # an unknown one is told as such
-            raise BadInputError(
-                f"--{name} {getattr(config, name)}: give its --{name}-weights (a file, `pretrained` or `random`)"
-            )
+    name = "text" if config.branch == "text" else "backbone"
+    if {name, f"{name}_weights"} & config.model_fields_set == {name} and not is_lite0(getattr(config, name)):
+        create(getattr(config, name))  # an unknown one is told as such
+        raise BadInputError(
+            f"--{name} {getattr(config, name)}: give its --{name}-weights (a file, `pretrained` or `random`)"
+        )
     return NetworkConfig(
         backbone=config.backbone,
         text=config.text,
@@ -327,6 +326,8 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
             save_branch(load_model(Path(scratch)), config.branch, Path(scratch) / files[0])
         blobs = {name: Blob(data=Path(scratch) / name) for name in files}
         writer.units.put("model", blobs)
+    metrics = json.loads(writer.store.read("metrics.json"))  # of another run of this command, where that made the model
+    history, epoch = metrics["history"], metrics["epoch"]
     validated = {key: value for key, value in history[epoch].items() if key.startswith("val_")}
     return {"categories": len(plan.categories), "epochs": len(history), "epoch": epoch, **validated}
 

@@ -304,11 +304,12 @@ def _report(
 
     from manet.checkpoint import save_model
 
+    position = {"history": history, "part": {"steps": part.steps, "sums": part.of_all()}}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = None
         if ray.train.get_context().get_world_rank() == 0:
             save_model(Path(scratch), network, plan.categories)
-            (Path(scratch) / _POSITION).write_text(json.dumps({"history": history, "part": vars(part)}))
+            (Path(scratch) / _POSITION).write_text(json.dumps(position))
             save_file(moments, Path(scratch) / _MOMENTS)
             checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ended = bool(history) and not part.steps

@@ -114,6 +114,11 @@ def create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own
         raise InputError(f"backbone {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
 
 
+def is_lite0(name: str) -> bool:
+    """Whether this is EfficientNet-Lite0, whose weights come with pip, by either of its names."""
+    return name in {"efficientnet-lite0", _TIMM_NAME["efficientnet-lite0"]}
+
+
 def freeze_early(net: nn.Module, stride: int) -> None:
     """Take the layers of a timm network up to a stride out of training: those before its first map that is coarser.
 
@@ -179,7 +184,7 @@ def load_pretrained(
         tensors: Mapping[str, Tensor] = source.state_dict()
     else:
         tensors = read_tensors(resolve(spec, fetch))
-        if spec == "pip:efficientnet-lite0" and _TIMM_NAME.get(name, name) == _TIMM_NAME["efficientnet-lite0"]:
+        if spec == "pip:efficientnet-lite0" and is_lite0(name):
             tensors = _as_timm_names(tensors, name)
     if branch is not None and (whole or any(key.startswith("encoder.") for key in tensors)):
         load_into(branch, tensors, spec)

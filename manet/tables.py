@@ -64,6 +64,11 @@ def check_queries(table: pa.Table, where: str, *, relevant: bool = True) -> pa.T
     if pc.any(empty).as_py():
         name = checked["query_id"].filter(empty)[0].as_py()
         raise InputError(f"{where}: query {name!r} has no relevant id; drop it or name its gallery pictures")
+    for name, ids in zip(checked["query_id"].to_pylist(), checked["relevant"].to_pylist(), strict=True):
+        if set(ids) <= {name}:
+            raise InputError(
+                f"{where}: query {name!r} has no relevant id but its own; drop it or name its gallery pictures"
+            )
     return checked
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import cluster.tasks
 from cluster.errors import BadInputError
-from cluster.session import SessionConfig, fits, ray_session
+from cluster.session import SessionConfig, _room, fits, ray_session
 from cluster.tasks import run_tasks
 from tests.clusters import RealCluster
 from tests.conftest import ROOT
@@ -52,6 +52,8 @@ def test_tasks_in_flight_follow_the_cluster(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_tenths_of_a_cpu_add_up() -> None:
     assert fits({"CPU": 0.3}, {"CPU": 0.1}) == 3
+    for cpus, workers in ((31, 7), (53, 11), (7, 13)):  # what `train` gives each of its workers by itself
+        assert _room([{"CPU": cpus}], {"CPU": (cpus - 0.25) / workers}, {"CPU": 0.25}) == workers
 
 
 @pytest.mark.slow

@@ -134,9 +134,16 @@ def test_every_slash_of_a_key_counts(uri: str, key: str) -> None:
     store, name = split_uri(uri)
     assert isinstance(store, S3Store)
     assert (store._key(name), store.uri(name)) == (key, uri)
-    for folder in (store, open_store("s3://b"), open_store("s3://b/pre/")):
-        again = open_store(folder.uri())
-        assert again.uri("x") == folder.uri("x") == folder.child("").uri("x")
+
+
+def test_slashes_at_the_ends_of_a_folder_are_none_of_its_name() -> None:
+    """As `$BUCKET/` + `/run/` gives them: all that a job keeps below its folder is at one place."""
+    for uri in ("s3://b/run", "s3://b/run/", "s3://b/run//", "s3://b//run"):
+        folder = open_store(uri)
+        assert folder.uri("x") == folder.child("").uri("x") == open_store(folder.uri()).uri("x") == "s3://b/run/x"
+    assert open_store("s3://b/").uri("x") == "s3://b/x"
+    with pytest.raises(BadInputError, match="take out the double slash"):
+        arrow_filesystem("s3://b/a//run")
 
 
 def test_a_folder_marker_is_no_object_and_other_keys_are_not_its_own(

@@ -47,6 +47,11 @@ def test_a_header_may_be_quoted_or_spaced(tmp_path: Path, text: str) -> None:
     assert table["uri"].to_pylist() == [str(tmp_path / "a.jpg")]
 
 
+def test_a_blank_cell_is_none_behind_a_space_too(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image_id, uri, description\n1, a.jpg, \n2, b.jpg, Lip\n")
+    assert _ingested(tmp_path, tmp_path / "t.csv")["description"].to_pylist() == [None, "Lip"]
+
+
 def test_the_challenges_files_may_be_quoted(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('"image_id","title"\n"007","Lip, red"\n')
     table = _ingested(tmp_path, tmp_path / "t.csv", images=str(tmp_path))

@@ -318,6 +318,19 @@ def test_the_index_tab_loses_no_photo(browser: Browser, service: Service) -> Non
     expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
 
 
+def test_an_unusable_file_takes_no_answers_by_way_of_the_index(browser: Browser, service: Service) -> None:
+    page = _open(browser, service.address, [])
+    _ask(page, service.queries()[0])
+    held = _hold(page, "**/v1/search")
+    with page.expect_request("**/v1/search"):
+        page.set_input_files("#file", service.queries()[1])
+    page.get_by_role("tab", name="Index").click()
+    _refuse(held[0], 413, "too_large")
+    page.get_by_role("tab", name="Search").click()
+    expect(page.get_by_role("alert")).to_contain_text("A 413.")
+    expect(page.locator(".answer")).to_have_count(7)
+
+
 def test_a_picture_that_is_dropped_on_the_index_is_searched_with(browser: Browser, service: Service) -> None:
     faults: list[str] = []
     page = _open(browser, service.address, faults)

@@ -126,6 +126,27 @@ def test_text_is_bit_equal_after_training(monkeypatch: pytest.MonkeyPatch) -> No
         assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(branch))
 
 
+def _epoch_of(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    whole = Part(steps=2, sums={"loss": 2.0 * (1 + 2 * rank)})
+    kept = Part(
+        steps=1, sums=Part(steps=1, sums={"loss": 1.0 + 2 * rank}).of_all()
+    )  # a checkpoint after the first step
+    kept.sums["loss"] += 1.0 + 2 * rank
+    assert whole.of_all() == kept.of_all() == {"loss": 4.0}
+    torch.distributed.destroy_process_group()
+
+
+def test_losses_are_of_all_workers_after_a_restart_too(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_epoch_of, args=(rank, str(tmp_path))) for rank in range(2)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(120)
+        assert each.exitcode == 0
+
+
 def test_a_network_of_no_numbers_has_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also without attention, where the saliency branch stays whole: its Dice and the accuracy are numbers still."""
     monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)  # of a run of Ray Train

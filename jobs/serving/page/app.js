@@ -13,7 +13,7 @@ const GONE = new Set(["missing", "unreadable", "no_picture", "store"]); // codes
 const UNUSABLE = new Set(["not_a_picture", "unsupported", "too_large", "empty", "truncated", "corrupt", "animated", "crashed_decoder", "timed_out", "dead_feature_map"]);
 // query: {picture: promise of a Blob, file, crop}, {id, item} or null; another query is another object, so what comes late can
 // tell. standing: the last one that the history has an entry of. answered: the one whose answers are shown, `found`.
-const state = { query: null, standing: null, answered: null, found: null, running: null, retry: null };
+const state = { query: null, standing: null, sound: null, answered: null, found: null, running: null, retry: null };
 const unusable = (error) => UNUSABLE.has(error.code) && !error.passing;
 const answers = new Answers(more);
 const filters = new Filters(filtered);
@@ -57,7 +57,7 @@ function more(result) {
 }
 
 function askItem(id, item) {
-  state.query = state.standing = { id, item };
+  state.query = state.standing = state.sound = { id, item };
   showItem(state.query);
   run();
 }
@@ -111,8 +111,8 @@ async function run() {
     stand(mine);
   } catch (error) {
     if (running.signal.aborted) return;
-    if (mine.file && mine !== state.standing && unusable(error)) {
-      fallBack(error);
+    if (mine.file && mine !== state.sound && unusable(error)) {
+      fallBack(error, mine === state.standing);
       return;
     }
     problem(error, run);
@@ -124,9 +124,12 @@ async function run() {
 }
 
 // A file that cannot be used changes nothing: the query before it and its answers stay; one without answers is asked again.
-function fallBack(error) {
-  keepFocus(byId("choose"), () => showQuery(state.standing));
+// filed: whether the history has an entry of it, as the Index tab makes one before the answer; the query before it takes its place.
+function fallBack(error, filed) {
+  keepFocus(byId("choose"), () => showQuery(state.sound));
   const mine = state.query;
+  if (filed && location.hash !== "#index") keepAddress("replaceState");
+  else state.standing = mine;
   if (mine && mine === state.answered) {
     query.seen(state.found.maps?.query);
     const maps = () => mine === state.query && showMaps();
@@ -139,6 +142,7 @@ function fallBack(error) {
 
 // A picture can be used, or might be another time: from now on Back leads to it.
 function stand(mine) {
+  state.sound = mine;
   if (mine.file && location.hash !== "#index") keepAddress();
   else state.standing = mine;
 }
@@ -226,7 +230,7 @@ function readAddress() {
   } else if (was) {
     if (was.query === state.query && was.query === state.answered && JSON.stringify(was.filters) === JSON.stringify(filters.get())) return; // back from the index
     filters.set(was.filters);
-    state.standing = was.query;
+    state.standing = state.sound = was.query;
     showQuery(was.query);
     run();
   } else if (state.query && !location.hash) {
