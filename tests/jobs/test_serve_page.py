@@ -156,7 +156,7 @@ def test_the_picture_is_cropped_by_dragging_and_by_keys(browser: Browser, servic
         _crop(page)
     assert answer.value.ok
     expect(page.locator("#cropbox")).to_be_visible()
-    expect(page.locator(".score").first).not_to_have_text(whole[0])
+    expect(page.locator(".score").first).not_to_have_text(whole[0], timeout=WAIT)
     crop = page.locator("#cropbox").get_attribute("style") or ""
     page.mouse.down()
     page.mouse.move(0, 0)
@@ -215,11 +215,11 @@ def test_an_unusable_file_leaves_what_stands(browser: Browser, service: Service)
         expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
         expect(page.locator("#query-picture")).not_to_have_js_property("naturalWidth", 0)
     page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
-    expect(page.locator("#found-title")).to_have_text("More like this")
+    expect(page.locator("#found-title")).to_have_text("More like this", timeout=WAIT)
     page.set_input_files("#file", NO_PICTURE)
     expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
     expect(page.locator("#query-picture")).to_have_attribute("alt", titles[0])
-    expect(page.locator("#found-title")).to_have_text("More like this")
+    expect(page.locator("#found-title")).to_have_text("More like this", timeout=WAIT)
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["slow", "busy"])
@@ -246,10 +246,10 @@ def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
     _ask(page, service.queries()[0])
     whole = page.locator(".score").all_inner_texts()
     _crop(page)
-    expect(page.locator(".score").first).not_to_have_text(whole[0])
+    expect(page.locator(".score").first).not_to_have_text(whole[0], timeout=WAIT)
     cropped = page.locator(".score").all_inner_texts()
     page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
-    expect(page.locator("#found-title")).to_have_text("More like this")
+    expect(page.locator("#found-title")).to_have_text("More like this", timeout=WAIT)
     expect(page).to_have_title(re.compile(" - manet$"))
     expect(page.locator("#query-title")).not_to_be_empty()
     expect(page.locator("#stage")).to_have_attribute("tabindex", "-1")  # an item is not cropped
@@ -259,7 +259,7 @@ def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
     expect(page.locator("#cropbox")).to_be_visible()
     expect(page.locator("#query-title")).to_be_hidden()
     page.go_forward()
-    expect(page.locator("#found-title")).to_have_text("More like this")
+    expect(page.locator("#found-title")).to_have_text("More like this", timeout=WAIT)
     assert page.url == item
     page.go_back()
     expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
