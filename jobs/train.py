@@ -105,8 +105,8 @@ class Config(JobConfig):
     instance_loss: float = Field(default=1.0, ge=0)
     """Weight of the instance loss in the joint stage (two views of a picture against all others of the batch); 0: off."""
     pasted: float = Field(default=0.3, ge=0, le=1)
-    """Share of the training views in which the product, cut out by its mask, stands before a piece of another picture; 0: none,
-    and without attention no mask has a part in what the backbone learns."""
+    """Share of the training views in which the product, cut out by its mask, stands before a plain light ground, as in a
+    studio; 0: none, and without attention no mask has a part in what the backbone learns."""
     frozen_stride: int = Field(default=4, ge=0)
     """Layers of the pretrained networks up to this stride are left as they are (edges, colours); 0: all learn."""
     balance: float = Field(default=0.0, ge=0, le=1)

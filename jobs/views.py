@@ -124,8 +124,6 @@ def _augmented(pixels: list[Any], grey: list[Any], plan: "Plan") -> tuple[Any, A
     """One random view of every picture and of its mask, [n, S, S, 3] and [n, S, S]: like a consumer's photo; where the saliency
     branch alone is trained, as its teacher saw it; for the text branch with words over it.
     """
-    import torch
-
     from manet.augment import consumer_view, framed_view
     from manet.lettering import lettered_view
 
@@ -134,6 +132,5 @@ def _augmented(pixels: list[Any], grey: list[Any], plan: "Plan") -> tuple[Any, A
     elif plan.branch == "saliency":
         views = [framed_view(*two) for two in zip(pixels, grey, strict=True)]
     else:
-        others = [pixels[int(index)] for index in torch.randperm(len(pixels))]
-        views = [consumer_view(*three, plan.pasted) for three in zip(pixels, grey, others, strict=True)]
+        views = [consumer_view(*two, plan.pasted) for two in zip(pixels, grey, strict=True)]
     return np.stack([picture for picture, _ in views]), np.stack([mask for _, mask in views])

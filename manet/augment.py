@@ -3,7 +3,6 @@
 from functools import cache
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torchvision import tv_tensors
@@ -46,17 +45,16 @@ def framed_view(rgb: Array, mask: Array) -> tuple[Array, Array]:
     return moved_together(rgb, mask, _framing(len(rgb)))
 
 
-def consumer_view(rgb: Array, mask: Array, other: Array, pasted: float) -> tuple[Array, Array]:
+def consumer_view(rgb: Array, mask: Array, pasted: float) -> tuple[Array, Array]:
     """A random view of a square picture, and Y of it: the picture's own, moved with it. Torch's random state decides.
 
     Args:
         rgb: uint8 [S, S, 3].
         mask: grey saliency, uint8 [S, S].
-        other: another picture, uint8 [S, S, 3].
-        pasted: share of the views in which the product is cut out by its mask and stands before a blurred piece of the other.
+        pasted: share of the views in which the product is cut out by its mask and stands before a plain light ground.
     """
     if torch.rand(()) < pasted and (mask > 127).mean() >= _LEAST:
-        rgb = _before(rgb, mask, other)
+        rgb = _as_in_a_studio(rgb, mask)
     return moved_together(rgb, binarised(mask), _transform(len(rgb)))
 
 
@@ -74,14 +72,8 @@ def moved_together(rgb: Array, mask: Array, transform: v2.Compose) -> tuple[Arra
     return picture.permute(1, 2, 0).contiguous().numpy(), grey[0].numpy()
 
 
-def _before(rgb: Array, mask: Array, other: Array) -> Array:
-    """The product of one picture (where its mask is bright) before a zoomed, blurred piece of another, tinted."""
-    size = len(rgb)
-    zoom, x, y, blur = (float(value) for value in torch.rand(4))
-    side = max(8, int(size * (0.3 + 0.5 * zoom)))
-    left, top = int(x * (size - side)), int(y * (size - side))
-    piece = cv2.resize(other[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_LINEAR)
-    ground = cv2.GaussianBlur(piece, (0, 0), 0.5 + size / 60 * blur).astype(np.float32)
-    ground = ground * (0.5 + 0.5 * torch.rand(3).numpy())
+def _as_in_a_studio(rgb: Array, mask: Array) -> Array:
+    """The product of a picture (where its mask is bright) before a plain ground between white and light grey, hardly tinted."""
+    ground = 255 * (0.75 + 0.25 * torch.rand(1).numpy()) * (0.94 + 0.06 * torch.rand(3).numpy())
     share = mask.astype(np.float32)[..., None] / 255
     return np.asarray(rgb * share + ground * (1 - share), np.uint8)

@@ -176,7 +176,7 @@ def load_text(network: MANet, weights: InitialWeights, fetch: Fetch | None = Non
 def freeze_statistics(network: MANet) -> None:
     """Put the batch norms of the pretrained parts (backbone, saliency encoder, text branch) into eval mode.
 
-    To be called after `train()`. Batches of some thirty pictures, half of them pasted before other backgrounds, estimate
+    To be called after `train()`. Batches of some thirty pictures, a third of their products cut out, estimate
     ImageNet's statistics badly; with them frozen a step also means the same on any number of workers.
     """
     parts = [network.backbone, network.saliency.encoder, *([network.text.stem] if network.text is not None else [])]

@@ -84,12 +84,11 @@ def test_views_move_picture_and_mask_together() -> None:
     """A red disc stays under its mask whatever happens to both."""
     disc = np.zeros((96, 96), np.uint8)
     cv2.circle(disc, (48, 48), 28, 255, -1)
-    rgb = np.where(disc[..., None] > 0, [[[220, 20, 20]]], 255).astype(np.uint8)
-    other = np.full((96, 96, 3), (40, 160, 40), np.uint8)
+    rgb = np.where(disc[..., None] > 0, [[[220, 20, 20]]], [[[20, 80, 20]]]).astype(np.uint8)
     torch.manual_seed(0)
     backgrounds = set()
     for _ in range(20):
-        view, mask = consumer_view(rgb, disc, other, 0.3)
+        view, mask = consumer_view(rgb, disc, 0.3)
         assert view.shape == (96, 96, 3)
         assert view.dtype == mask.dtype == np.uint8
         redness = view[..., 0].astype(int) - view[..., 1]
@@ -98,21 +97,23 @@ def test_views_move_picture_and_mask_together() -> None:
             assert redness[eroded].mean() > 40
         outside = cv2.dilate(mask, np.ones((9, 9))) == 0
         if outside.sum() > 50:
-            backgrounds.add(bool(view[outside].mean() < 150))
-    assert backgrounds == {True, False}  # some before the other picture, some as they were
+            backgrounds.add(bool(np.median(view[outside]) < 120))
+    assert backgrounds == {True, False}  # some as they were, some before a light ground
 
 
-def test_a_product_is_put_elsewhere_only_where_its_mask_finds_it() -> None:
-    """As often as is asked for; never by a mask that marks next to nothing, which would leave the other picture alone."""
-    rgb = np.full((96, 96, 3), 230, np.uint8)
-    other = np.full((96, 96, 3), (10, 60, 10), np.uint8)
-    empty, half = np.zeros((2, 96, 96), np.uint8)
+def test_a_product_is_cut_out_only_where_its_mask_finds_it() -> None:
+    """As often as is asked for, before a ground that is light and plain; never by a mask that marks next to nothing, which would
+    leave that ground alone.
+    """
+    rgb = np.full((96, 96, 3), (10, 60, 10), np.uint8)
+    empty, stripes = np.zeros((2, 96, 96), np.uint8)
     empty[:4, :4] = 255
-    half[:, 40:] = 255
+    stripes[:, np.arange(96) // 8 % 2 == 0] = 255  # half of any view
     torch.manual_seed(0)
-    for mask, pasted, moved in ((half, 1.0, 12), (half, 0.0, 0), (empty, 1.0, 0)):
-        views = [consumer_view(rgb, mask, other, pasted)[0] for _ in range(12)]
-        assert sum((view.max(2) < 110).mean() > 0.1 for view in views) == moved
+    for mask, pasted, least, most in ((stripes, 1.0, 0.45, 0.7), (stripes, 0.0, 0, 0.15), (empty, 1.0, 0, 0.15)):
+        views = [consumer_view(rgb, mask, pasted)[0] for _ in range(30)]
+        light = np.mean([(view.mean(2) > 90).mean() for view in views])  # beside it, what turning leaves in the corners
+        assert least <= light <= most, (pasted, light)
 
 
 def test_y_is_of_the_picture_and_not_of_the_view() -> None:
@@ -123,7 +124,7 @@ def test_y_is_of_the_picture_and_not_of_the_view() -> None:
     assert not binarised(np.full((8, 8), 77, np.uint8)).any()
     torch.manual_seed(0)
     black = np.zeros((96, 96, 3), np.uint8)
-    views = [consumer_view(black, ramp, black, 0.0)[1] for _ in range(20)]
+    views = [consumer_view(black, ramp, 0.0)[1] for _ in range(20)]
     assert set(np.unique(views)) == {0, 255}
     assert any((view == 255).all() for view in views)
 
