@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manet.errors import InputError, WeightsError
+from manet.errors import InputError, WeightsError, one_line
 from manet.weights import Fetch, load_into, read_tensors, resolve
 
 _TIMM_NAME = {"efficientnet-lite0": "tf_efficientnet_lite0"}
@@ -111,7 +111,7 @@ def create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own
     try:
         return timm.create_model(known, pretrained=False, **options)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"backbone {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"backbone {name!r} cannot be used: {one_line(error)}") from None
 
 
 def is_lite0(name: str) -> bool:
@@ -179,8 +179,9 @@ def load_pretrained(
         try:
             source = timm.create_model(_TIMM_NAME.get(name, name), pretrained=True)
         except (OSError, RuntimeError, ValueError) as error:  # its downloads fail with many errors, all of these kinds
-            why = " ".join(str(error).split())[:200]
-            raise WeightsError(f"pretrained weights of {name} cannot be downloaded: {why}; give a file") from None
+            raise WeightsError(
+                f"pretrained weights of {name} cannot be downloaded: {one_line(error)}; give a file"
+            ) from None
         tensors: Mapping[str, Tensor] = source.state_dict()
     else:
         tensors = read_tensors(resolve(spec, fetch))

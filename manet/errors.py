@@ -26,6 +26,11 @@ class Reason(StrEnum):
     DEAD_FEATURE_MAP = "dead_feature_map"
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, as a part of one of our lines: 200 characters at most."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class ManetError(Exception):
     """Root of every error that this library raises on purpose."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
-from manet.errors import PictureError, Reason
+from manet.errors import PictureError, Reason, one_line
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 _FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF"}
@@ -58,7 +58,7 @@ def decode(data: bytes, config: PictureConfig) -> Pixels:
     except Exception as error:  # a decoder's own error, whatever its type: these bytes are at fault
         if "Insufficient memory" in str(error):
             raise PictureError(Reason.TOO_LARGE, f"{header.format}: not enough memory to decode it") from None
-        raise PictureError(Reason.CORRUPT, f"{header.format}: {_line(error)}") from None
+        raise PictureError(Reason.CORRUPT, f"{header.format}: {one_line(error)}") from None
     return _square(rgb, config.size)
 
 
@@ -71,7 +71,7 @@ def _header(data: bytes, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of large pictures; the bound below is ours
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise PictureError(Reason.TOO_LARGE, _line(error)) from None
+        raise PictureError(Reason.TOO_LARGE, one_line(error)) from None
     except UnidentifiedImageError:
         raise _unidentified(data, max_pixels) from None
     except Exception as error:
@@ -92,7 +92,7 @@ def _header(data: bytes, max_pixels: int) -> Image.Image:
 
 def _bad_header(data: bytes, error: Exception) -> PictureError:
     short = "truncated" in str(error).lower() or (data[:4] == b"RIFF" and len(data) < _riff_bytes(data))
-    return PictureError(Reason.TRUNCATED if short else Reason.CORRUPT, f"header: {_line(error)}")
+    return PictureError(Reason.TRUNCATED if short else Reason.CORRUPT, f"header: {one_line(error)}")
 
 
 def _unidentified(data: bytes, max_pixels: int) -> PictureError:
@@ -181,7 +181,7 @@ def _by_pillow(header: Image.Image) -> Pixels:
         header.load()
     except (OSError, SyntaxError, EOFError) as error:
         reason = Reason.TRUNCATED if "truncated" in str(error).lower() else Reason.CORRUPT
-        raise PictureError(reason, f"{header.format}: {_line(error)}") from None
+        raise PictureError(reason, f"{header.format}: {one_line(error)}") from None
     upright = ImageOps.exif_transpose(header)
     if upright.mode in {"RGBA", "LA", "PA"} or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
@@ -235,7 +235,3 @@ def _square(rgb: Pixels, size: int) -> Pixels:
     top, left = (size - high) // 2, (size - wide) // 2
     square[top : top + high, left : left + wide] = rgb
     return square
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from manet.errors import WeightsError
+from manet.errors import WeightsError, one_line
 from manet.weights import Fetch, load_into, named, read_tensors, resolve
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,8 +39,7 @@ def pseudo_mask(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     try:
         _by_network(net, np.zeros((_NET_SIDE, _NET_SIDE, 3), np.uint8))
     except (cv2.error, IndexError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{source}: gives no map of a {_NET_SIDE} px picture: {why}") from None
+        raise WeightsError(f"{source}: gives no map of a {_NET_SIDE} px picture: {one_line(error)}") from None
     return lambda rgb: _by_network(net, rgb)
 
 
@@ -72,7 +71,7 @@ def read_network(read: Callable[[str], Any], path: Path, source: str) -> Any:  #
     try:
         return read(str(path))
     except cv2.error as error:
-        raise WeightsError(f"{source}: OpenCV cannot read this network: {' '.join(str(error).split())[:200]}") from None
+        raise WeightsError(f"{source}: OpenCV cannot read this network: {one_line(error)}") from None
 
 
 def _by_network(net: Any, rgb: Array) -> Array:  # noqa: ANN401 - cv2.dnn.Net

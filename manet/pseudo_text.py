@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from manet.errors import WeightsError
+from manet.errors import WeightsError, one_line
 from manet.pseudo_masks import read_network
 from manet.weights import Fetch, named, resolve
 
@@ -39,7 +39,7 @@ def pseudo_text(source: str, fetch: Fetch | None = None) -> Callable[[Array], Ar
     try:
         tried = find(np.zeros((_STEP * 2, _STEP * 2, 3), np.uint8))
     except (cv2.error, IndexError) as error:
-        raise WeightsError(f"{source}: OpenCV cannot run this network: {' '.join(str(error).split())[:200]}") from None
+        raise WeightsError(f"{source}: OpenCV cannot run this network: {one_line(error)}") from None
     if tried.shape != (_STEP * 2, _STEP * 2):
         raise WeightsError(f"{source}: gives {tried.shape}, not one map; is this a text detector?")
     return find

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from manet.errors import WeightsError
+from manet.errors import WeightsError, one_line
 
 Fetch = Callable[[str, str], Path]  # URI and sha256 ("": not known) -> local file
 PIN = "#sha256="  # between a file's address and the checksum that it must have
@@ -156,7 +156,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has errors of its own
-        raise WeightsError(f"weights {path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise WeightsError(f"weights {path}: cannot be read: {one_line(error)}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise WeightsError(f"weights {path}: not a plain state dict of tensors")
     return loaded
