@@ -505,11 +505,13 @@ def test_a_slow_link_does_not_replace_what_was_asked_since(browser: Browser, ser
     page.evaluate("(id) => { location.hash = `#id=${encodeURIComponent(id)}`; }", item)
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)  # the search does not wait for the item
     _ask(page, service.queries()[0])
+    expect(page.locator("#found-title")).to_have_text("7 answers", timeout=WAIT)
     with page.expect_response("**/v1/items/*"):
         held[0].continue_()
     _settle(page)
     expect(page.locator("#query-picture")).to_have_attribute("alt", "The query picture")
-    expect(page.locator("#found-title")).to_have_text("7 answers", timeout=WAIT)
+    expect(page.locator("#found-title")).to_have_text("7 answers")
+    expect(page.locator("#query-title")).to_be_hidden()
     assert "#" not in page.url
     assert not faults
 
