@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.artifact import Artifact, ArtifactWriter, Blob, open_artifact
+from cluster.artifact import Artifact, ArtifactWriter, Blob, Manifest, open_artifact
 from cluster.errors import BadInputError
 from cluster.telemetry import say
 from jobs.config import JobConfig
@@ -39,7 +39,7 @@ from manet.config import CONFIG, NetworkConfig, read_config
 from manet.errors import InputError
 from manet.exact import exact_search
 from manet.metrics import drop_self, paired_interval, retrieval_metrics
-from manet.names import DescriptorName
+from manet.names import LEARNED, DescriptorName
 from manet.tables import descriptors_to_numpy
 from manet.whitening import learn_whitening, whiten
 
@@ -60,6 +60,11 @@ PLAIN: tuple[DescriptorName, ...] = (
 K = 7  # answers, as the challenge counts them
 FUSED: DescriptorName = "crow@backbone"  # what MFF fuses
 BOLTED_ON: tuple[DescriptorName, ...] = ("sr-mac@backbone", "sr-mac@other-saliency")
+BUDGET = (
+    "backbone", "backbone_weights", "train_size", "epochs", "batch_size", "lr", "head_lr", "weight_decay", "instance_loss",
+    "pasted", "frozen_stride", "balance", "patience", "precision", "seed",
+)  # fmt: skip
+"""Flags of `train` that decide how a backbone learns, attention aside."""
 ATTENDED: tuple[DescriptorName, ...] = (
     "spoc",
     "mac",
@@ -139,6 +144,8 @@ def run(config: Config) -> dict[str, Any]:
     if _network(models["trained"]).attention == "none":
         raise BadInputError(f"--model {config.model}: was trained without attention; give it as --plain")
     _check_alike(config, {name: _network(model) for name, model in models.items()})
+    if config.plain and (found := learned_otherwise(models["plain"].manifest, models["trained"].manifest)):
+        say(f"compare: the plain and the trained network differ by more than attention: {'; '.join(found)}")
     inputs = {"catalog": gallery.source, "queries": queries.source}
     inputs |= {name: model.as_input() for name, model in models.items()}
     return make(config, "comparison", inputs, partial(_build, config, gallery, queries, models))
@@ -161,6 +168,21 @@ def _check_alike(config: Config, networks: dict[str, NetworkConfig]) -> None:
     if not config.size and len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size} px" for name, size in sizes.items())
         raise BadInputError(f"the models are for pictures of different sizes ({told}); give --size, the same for all")
+
+
+def learned_otherwise(plain: Manifest, trained: Manifest) -> list[str]:
+    """What of two trainings' budgets differs, in words; what a manifest does not tell is passed over."""
+
+    def told(model: Manifest, name: str) -> object:
+        source = model.inputs.get(name)
+        return source.sha256[:12] if source else "none" if name == "init" else model.config.get(name)
+
+    pairs = [(name, told(plain, name), told(trained, name)) for name in (*BUDGET, "fewshot", "init")]
+    return [
+        f"--{name.replace('_', '-')} {one} and {two}"
+        for name, one, two in pairs
+        if one is not None and two is not None and one != two
+    ]
 
 
 def _network(model: Artifact) -> NetworkConfig:
@@ -219,7 +241,8 @@ def descriptors_of(network: NetworkConfig) -> tuple[DescriptorName, ...]:
     """The rows of a network: what its branches allow."""
     if network.attention == "none":
         return (*PLAIN, *BOLTED_ON)
-    return (*PLAIN, *ATTENDED, *(WITH_TEXT if network.text != "none" else ()))
+    learned = (LEARNED,) if network.region_weights == "learned" else ()
+    return (*PLAIN, *ATTENDED, *learned, *(WITH_TEXT if network.text != "none" else ()))
 
 
 def _add_distance_behind(

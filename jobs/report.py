@@ -53,6 +53,7 @@ DESCRIPTORS = {
     "sr-mac": "R-MAC, each region weighted by its share of salient cells",
     "sr-mac-as-printed": "SR-MAC weighted before the regions' norm, so that a region counts fully or not at all",
     "sr-mac-soft": "SR-MAC with the saliency in [0, 1] itself in place of salient or not",
+    "sr-mac-learned": "SR-MAC, each level of regions with a weight that was learned",
 }
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 FIGURES = ("map@7", "map@7_low", "map@7_high", "map@7_standard", "recall@1", "recall@7")

@@ -24,6 +24,7 @@ from manet.network import JointStage, MANet, SaliencyStage, TextStage, freeze_st
 if TYPE_CHECKING:
     from jobs.training_plan import Plan
 
+LEVELS_LR = 0.05  # peak, of the levels' weights: three logarithms, which some hundred steps move by some units
 DECODER_TIMES = 10  # how much faster a branch's decoder, which starts at random, learns than its pretrained encoder
 Losses = dict[str, torch.Tensor]
 Batch = dict[str, torch.Tensor]
@@ -231,6 +232,11 @@ class _Joint(Steps):
         if network.head is not None:
             network.head.requires_grad_(True)
             groups.append({"params": network.head.parameters(), "lr": self._plan.head_lr})
+        if network.log_level_weights_L is not None:
+            taught = self._plan.views == 2 and network.config.attention != "none"
+            network.log_level_weights_L.requires_grad_(taught)
+            if taught:
+                groups.append({"params": [network.log_level_weights_L], "lr": LEVELS_LR, "weight_decay": 0.0})
         return JointStage(network), groups
 
     def _losses(self, batch: Batch) -> Losses:

@@ -35,7 +35,7 @@ from jobs.training import default_cpus, drop_checkpoints, fit
 from jobs.training_plan import Branch, Plan
 from manet.backbone import create, is_lite0
 from manet.checkpoint import load_model, save_branch
-from manet.config import Attention, NetworkConfig, TextSource, read_config
+from manet.config import Attention, NetworkConfig, RegionWeights, TextSource, read_config
 from manet.images import PictureConfig
 from manet.network import InitialWeights, MANet, initial, load_text
 from manet.text import PUBLIC
@@ -43,6 +43,8 @@ from manet.weights import pinned
 
 OF_INIT = ("backbone_weights", "saliency_weights", "text_weights")
 """Flags that --init answers: no network starts from two weights."""
+OF_NETWORK = ("attention", "region_weights", "text", "text_source")
+"""Flags that are the network's own; with --init that model's unless they are given."""
 
 
 class Config(JobConfig):
@@ -73,6 +75,9 @@ class Config(JobConfig):
     made."""
     attention: Attention = "s*f"
     """How saliency weighs the backbone's features."""
+    region_weights: RegionWeights = "salient"
+    """What a region weighs in the descriptor of the instance loss: `salient`, its salient share; `learned`, that times a
+    weight of its level (the size of its square), learned by that loss, for the descriptor sr-mac-learned."""
     text: str = "none"
     """Backbone of the text branch (EAST): a name that timm knows, `vgg16-east` (the public layout), or `none`."""
     text_weights: str = "none"
@@ -163,7 +168,7 @@ def run(config: Config) -> dict[str, Any]:
         mapper(*_teaching(config), fewshot)
     if init is None:  # a mistake in the flags is said before the folder is claimed
         initial(network, weights, fetch_weights)
-    decided = {name: getattr(network, name) for name in ("attention", "text", "text_source")}
+    decided = {name: getattr(network, name) for name in OF_NETWORK}
     config = config.model_copy(
         update={**decided, "size": network.pictures.size}
     )  # of --init where no flag says: claimed
@@ -273,11 +278,11 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
             if name in config.model_fields_set:
                 flag = f"--{name.replace('_', '-')}"
                 raise BadInputError(f"{flag} {getattr(config, name)}: --init brings the weights; leave the flag out")
-        flags = ("attention", "text", "text_source")
-        chosen = {name: getattr(config, name) for name in flags if name in config.model_fields_set}
+        chosen = {name: getattr(config, name) for name in OF_NETWORK if name in config.model_fields_set}
         if "size" in config.model_fields_set:
             chosen["pictures"] = PictureConfig(size=config.size)
         network = theirs.model_copy(update=chosen | {"classes": classes})
+        _refuse_unlearnt(config, network)
         if network.text != theirs.text:
             load_text(MANet(network), _weights(config), fetch_weights)
         elif config.text_weights != "none":
@@ -291,14 +296,30 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
         raise BadInputError(
             f"--{name} {getattr(config, name)}: give its --{name}-weights (a file, `pretrained` or `random`)"
         )
-    return NetworkConfig(
+    network = NetworkConfig(
         backbone=config.backbone,
-        text=config.text,
-        attention=config.attention,
-        text_source=config.text_source,
+        **{name: getattr(config, name) for name in OF_NETWORK},
         classes=classes,
         pictures=PictureConfig(size=config.size),
     )
+    _refuse_unlearnt(config, network)
+    return network
+
+
+def _refuse_unlearnt(config: Config, network: NetworkConfig) -> None:
+    """Refuse weights of levels that nothing would teach.
+
+    Raises:
+        BadInputError: there is no saliency attention, or no instance loss.
+    """
+    if config.region_weights == "salient":
+        return
+    if network.attention == "none":
+        raise BadInputError("--region-weights learned: needs saliency attention; leave it out, or --attention none")
+    if config.branch != "all" or config.instance_loss == 0 or config.epochs == 0:
+        raise BadInputError(
+            "--region-weights learned: the instance loss of the joint stage teaches them, and there is none; leave it out"
+        )
 
 
 def _weights(config: Config) -> InitialWeights:

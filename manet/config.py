@@ -11,6 +11,7 @@ from manet.images import PictureConfig
 CONFIG = "config.json"
 Attention = Literal["s*f", "(1+s)*f", "none"]
 TextSource = Literal["logits", "scores"]
+RegionWeights = Literal["salient", "learned"]
 
 
 class NetworkConfig(BaseModel):
@@ -32,6 +33,9 @@ class NetworkConfig(BaseModel):
     """How saliency weighs F; `none` is the plain backbone."""
     text_source: TextSource = "logits"
     """What equation 2 is fed: EAST's score map before or after its own sigmoid."""
+    region_weights: RegionWeights = "salient"
+    """What a region weighs in the descriptor that training learns from: its salient share (equation 5), or that times a
+    weight of its level (the size of its square), learned."""
     classes: int = Field(default=0, ge=0)
     """Categories of the classification head; 0: no head."""
     pictures: PictureConfig = PictureConfig()

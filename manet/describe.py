@@ -13,7 +13,7 @@ import torch
 from manet.errors import InputError
 from manet.folding import folded
 from manet.images import auto_batch
-from manet.names import NEED_TEXT, DescriptorName, Features, PoolingName, Precision
+from manet.names import LEARNED, NEED_TEXT, DescriptorName, Features, PoolingName, Precision
 from manet.network import MANet, Maps, features_of
 from manet.pooling import dead_rows, pool, sr_mac_parts
 from manet.regions import rmac_regions
@@ -61,7 +61,7 @@ class Describer:
         compiled: let torch.compile build the network's kernels (GPU only).
 
     Raises:
-        InputError: `compiled` without a GPU, a GPU that torch does not find, or a descriptor that needs a text branch.
+        InputError: `compiled` without a GPU, a GPU that torch does not find, or a descriptor that needs what the model has not.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Describer:
             raise InputError("torch finds no CUDA device on this node; see to its driver, or ask for no GPU")
         if network.text is None and (lost := [name for name in names if name.partition("@")[2] in NEED_TEXT]):
             raise InputError(f"descriptor {lost[0]}: the model has no text branch; leave it out")
+        if LEARNED in names and network.log_level_weights_L is None:
+            raise InputError(f"descriptor {LEARNED}: the model has learned no weights of levels; leave it out")
         self._network = _folded(network.eval()).to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype, self._scales = getattr(torch, precision), tuple(scales)
@@ -105,12 +107,17 @@ class Describer:
         """
         sums, dead = self._nothing(len(pixels_NSS3))
         passes, parts = [], []
-        printed = self._names == ("sr-mac-as-printed",)
+        only = self._names[0] if len(self._names) == 1 else ""
         for rows, maps in self._passes(pixels_NSS3, self._scales[0]):
             self._pool_into(sums, dead, rows, maps)
             passes.append(maps)
-            if len(self._scales) == 1 and (printed or self._names == ("sr-mac",)):
-                each = sr_mac_parts(maps.attended_BKHW, maps.salient_BHW, as_printed=printed)
+            if len(self._scales) == 1 and only in {"sr-mac", "sr-mac-as-printed", LEARNED}:
+                each = sr_mac_parts(
+                    maps.attended_BKHW,
+                    maps.salient_BHW,
+                    level_weights_L=self._learned(only),
+                    as_printed=only == "sr-mac-as-printed",
+                )
                 parts.append(each.float().cpu().numpy())
         for scale in self._scales[1:]:
             for rows, maps in self._passes(pixels_NSS3, scale):
@@ -152,8 +159,13 @@ class Describer:
         for name in self._names:
             pooling, _, features = name.partition("@")
             x = features_of(maps, cast(Features, features or "attended"), self._network.config)
-            pooled = pool(cast(PoolingName, pooling), x[~gone], maps.salient_BHW[~gone], maps.saliency_BHW[~gone])
+            seen = (x[~gone], maps.salient_BHW[~gone], maps.saliency_BHW[~gone])
+            pooled = pool(cast(PoolingName, pooling), *seen, self._learned(pooling))
             sums[name][alive] += pooled.cpu().numpy()
+
+    def _learned(self, name: str) -> torch.Tensor | None:
+        """The levels' weights, where a descriptor takes them."""
+        return cast(torch.Tensor, self._network.level_weights_L).detach() if name == LEARNED else None
 
     def maps(self, pixels_NSS3: Array) -> tuple[Array, Array | None]:
         """Saliency [N, h, w] in [0, 1], and EAST's score map [N, h, w] in [0, 1] where there is a text branch."""

@@ -17,10 +17,13 @@ PoolingName = Literal[
     "sr-mac",
     "sr-mac-as-printed",
     "sr-mac-soft",
+    "sr-mac-learned",
 ]
 Features = Literal["attended", "backbone", "no-text", "no-saliency", "other-saliency", "other-text"]
 """What is pooled: X~ as the model's configuration says; F before attention; or X~ with one thing changed: T = 1, S = 1,
 (1 + S) * F in place of S * F (or S * F in place of any other), T of scores in place of logits (or the other way round)."""
+LEARNED: PoolingName = "sr-mac-learned"
+"""SR-MAC with a weight for each level of regions that the network has learned: only of one that did."""
 NEED_TEXT: frozenset[Features] = frozenset({"no-text", "other-text"})
 DescriptorName = Literal[
     PoolingName,

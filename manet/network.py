@@ -16,6 +16,7 @@ from manet.errors import WeightsError
 from manet.losses import binarise_at_mean
 from manet.names import NEED_TEXT, Features
 from manet.pooling import r_mac, sr_mac
+from manet.regions import LEVELS
 from manet.saliency import SaliencyNet
 from manet.text import text_branch, without_wrapper
 from manet.weights import Fetch, load_into, read_tensors, resolve
@@ -75,6 +76,12 @@ class MANet(nn.Module):
         self.saliency = SaliencyNet(config.saliency, config.saliency_size)
         self.text = None if config.text == "none" else text_branch(config.text)
         self.head = nn.Linear(self.backbone.channels, config.classes) if config.classes else None
+        self.log_level_weights_L = nn.Parameter(torch.zeros(LEVELS)) if config.region_weights == "learned" else None
+
+    @property
+    def level_weights_L(self) -> Tensor | None:
+        """What a region of each level weighs in `sr-mac-learned`, float32 [L]; None: this network learns no such weights."""
+        return None if self.log_level_weights_L is None else self.log_level_weights_L.float().exp()
 
     def forward(self, pixels_BHW3: Tensor) -> Maps:
         """One pass over uint8 RGB pictures of one size."""
@@ -223,10 +230,15 @@ class JointStage(nn.Module):
         self.network = network
 
     def forward(self, pixels_BHW3: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K]; R-MAC without saliency attention."""
+        """Saliency [B, 1, h, w], class logits [B, N], SR-MAC descriptors [B, K] (`sr-mac-learned` where
+        the levels' weights are learned; R-MAC without saliency attention).
+        """
         maps = self.network(pixels_BHW3)
         plain = self.network.config.attention == "none"  # R-MAC then: regions have no weights
         with torch.autocast(pixels_BHW3.device.type, enabled=False):  # pooling is float32 in any case
             x_BKHW = maps.attended_BKHW.float()
-            descriptors_BK = r_mac(x_BKHW) if plain else sr_mac(x_BKHW, maps.salient_BHW)
+            level_weights_L = self.network.level_weights_L
+            descriptors_BK = (
+                r_mac(x_BKHW) if plain else sr_mac(x_BKHW, maps.salient_BHW, level_weights_L=level_weights_L)
+            )
         return maps.saliency_B1hw, maps.logits_BN, descriptors_BK

@@ -1,7 +1,7 @@
 """Feature map -> descriptor: MAC, SPoC, GeM, CroW, R-MAC, RA-MAC, GRMAC and SR-MAC.
 
-Shape letters: B pictures, C channels, H x W cells, R regions. All maps are activations >= 0; all descriptors are float32
-of unit length. Source: METHOD.md "SR-MAC" and "The systems that the letter compares with".
+Shape letters: B pictures, C channels, H x W cells, R regions, L levels of regions. All maps are activations >= 0;
+all descriptors are float32 of unit length. Source: METHOD.md "SR-MAC" and "The systems that the letter compares with".
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manet.names import DEAD, PoolingName
+from manet.names import DEAD, LEARNED, PoolingName
 from manet.regions import Regions, rmac_regions
 
 GEM_P = 3.0
@@ -86,41 +86,51 @@ def _active_r_mac(x_BCHW: Tensor, active_BHW: Tensor) -> Tensor:
     return _weighted(regions, x_BCHW, weight_BR)
 
 
-def sr_mac(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
+def sr_mac(
+    x_BCHW: Tensor, salient_BHW: Tensor, *, level_weights_L: Tensor | None = None, as_printed: bool = False
+) -> Tensor:
     """Sum of the regions' unit-length maxima, each weighted by its salient share, [B, C]; equations 4 to 7.
 
     Args:
         x_BCHW: the basic feature tensor X~.
         salient_BHW: 1 where the cell is salient, else 0 (or shares between: a region then weighs its mean). No salient
             cell at all: every weight is 1 (plain R-MAC).
+        level_weights_L: what a region of each level weighs besides, largest squares first; None: all alike.
         as_printed: weigh before the norm, as the letter prints it; the weight is then a mere gate, 0 or 1.
 
     Raises:
         ValueError: the two maps differ in cells.
     """
     regions = rmac_regions(*x_BCHW.shape[-2:])
-    return _weighted(regions, x_BCHW, _salient_weights(regions, salient_BHW, as_printed=as_printed))
+    return _weighted(regions, x_BCHW, _salient_weights(regions, salient_BHW, level_weights_L, as_printed=as_printed))
 
 
-def sr_mac_parts(x_BCHW: Tensor, salient_BHW: Tensor, *, as_printed: bool = False) -> Tensor:
+def sr_mac_parts(
+    x_BCHW: Tensor, salient_BHW: Tensor, *, level_weights_L: Tensor | None = None, as_printed: bool = False
+) -> Tensor:
     """What each region adds to `sr_mac`, [B, R, C]: the sum over regions is the descriptor.
 
     So the score of two pictures, the inner product of their descriptors, is the sum over all pairs of regions of the inner
     products of these parts: why this answer. Regions are in the order of `Regions.boxes`.
     """
     regions = rmac_regions(*x_BCHW.shape[-2:])
-    weight_BR = _salient_weights(regions, salient_BHW, as_printed=as_printed)
+    weight_BR = _salient_weights(regions, salient_BHW, level_weights_L, as_printed=as_printed)
     parts_BRC = weight_BR[..., None] * _units(regions.max(x_BCHW).float())
     length_B11: Tensor = parts_BRC.sum(1, keepdim=True).norm(dim=-1, keepdim=True)
     return parts_BRC / length_B11.clamp(min=1e-12)
 
 
-def _salient_weights(regions: Regions, salient_BHW: Tensor, *, as_printed: bool) -> Tensor:
-    """Equation 5: each region's salient share, [B, R]; 1 everywhere in a picture of whose regions none has a salient cell."""
+def _salient_weights(
+    regions: Regions, salient_BHW: Tensor, level_weights_L: Tensor | None, *, as_printed: bool
+) -> Tensor:
+    """Equation 5: each region's salient share, [B, R]; 1 everywhere in a picture of whose regions none has a salient cell.
+    Times the weight of its level, where these are given.
+    """
     weight_BR = regions.mean(salient_BHW)
     if as_printed:
         weight_BR = (weight_BR > 0).float()
-    return torch.where((weight_BR > 0).any(1, keepdim=True), weight_BR, torch.ones_like(weight_BR))
+    weight_BR = torch.where((weight_BR > 0).any(1, keepdim=True), weight_BR, torch.ones_like(weight_BR))
+    return weight_BR if level_weights_L is None else weight_BR * level_weights_L[regions.levels]
 
 
 def _weighted(regions: Regions, x_BCHW: Tensor, weight_BR: Tensor) -> Tensor:
@@ -128,14 +138,22 @@ def _weighted(regions: Regions, x_BCHW: Tensor, weight_BR: Tensor) -> Tensor:
     return _units(torch.einsum("br,brc->bc", weight_BR, _units(regions.max(x_BCHW).float())))
 
 
-def pool(name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor, saliency_BHW: Tensor) -> Tensor:
-    """A pooling by name, [B, C]. Only SR-MAC looks at `salient_BHW`, `sr-mac-soft` at the saliency in [0, 1] itself.
+def pool(
+    name: PoolingName, x_BCHW: Tensor, salient_BHW: Tensor, saliency_BHW: Tensor, level_weights_L: Tensor | None = None
+) -> Tensor:
+    """A pooling by name, [B, C]. Only SR-MAC looks at `salient_BHW`, `sr-mac-soft` at the saliency in [0, 1] itself,
+    `sr-mac-learned` at `level_weights_L` too.
 
     Raises:
         PictureError: a picture's map is dead; `dead_rows` tells which.
+        ValueError: `sr-mac-learned` without what was learned.
     """
     if dead_rows(x_BCHW).any():
         raise DEAD
+    if name == LEARNED:
+        if level_weights_L is None:
+            raise ValueError(f"{name}: the network has learned no weights of levels")
+        return sr_mac(x_BCHW, salient_BHW, level_weights_L=level_weights_L)
     return _BY_NAME[name](x_BCHW, saliency_BHW if name == "sr-mac-soft" else salient_BHW)
 
 

@@ -33,6 +33,12 @@ class Regions:
         """(top, left, side) of every region."""
         return [(top, left, side) for side, tops, lefts in self.groups for top in tops for left in lefts]
 
+    @property
+    def levels(self) -> list[int]:
+        """The level of every region, from 0, the largest squares."""
+        counts = [len(tops) * len(lefts) for _, tops, lefts in self.groups]
+        return [level for level, count in enumerate(counts) for _ in range(count)]
+
     def __len__(self) -> int:
         return sum(len(tops) * len(lefts) for _, tops, lefts in self.groups)
 

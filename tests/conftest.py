@@ -71,16 +71,20 @@ def shop(manet: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A committed model with ImageNet weights, untrained, for pictures of 96 px."""
+    """A committed model with ImageNet weights, untrained, for pictures of 96 px; weights of levels as if learned."""
+    import torch
+
     from manet.checkpoint import save_model
     from manet.config import NetworkConfig
     from manet.images import PictureConfig
     from manet.network import InitialWeights, initial
 
     folder = tmp_path_factory.mktemp("model")
-    config = NetworkConfig(pictures=PictureConfig(size=96), saliency_size=64)
+    config = NetworkConfig(pictures=PictureConfig(size=96), saliency_size=64, region_weights="learned")
     weights = InitialWeights(backbone="pip:efficientnet-lite0", saliency="pip:efficientnet-lite0")
-    save_model(folder / "files", initial(config, weights))
+    network = initial(config, weights)
+    torch.nn.init.constant_(network.get_parameter("log_level_weights_L")[0], 2.0)
+    save_model(folder / "files", network)
     return commit(folder / "model", "model", {path.name: path for path in (folder / "files").iterdir()})
 
 

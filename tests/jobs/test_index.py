@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cluster.artifact import open_artifact
-from jobs.compare import ATTENDED, BOLTED_ON, PLAIN, _beside
+from cluster.artifact import Input, Manifest, open_artifact
+from jobs.compare import ATTENDED, BOLTED_ON, PLAIN, _beside, learned_otherwise
 from jobs.inputs import local_copy
 from jobs.querying import answer_row, open_index, open_searcher, query_spec, read_all
 from jobs.tuning import TuningConfig, open_queries
@@ -215,7 +215,7 @@ def test_compare_describes_as_extract_does(
     )
     done = manet(*command, "--part-rows", 32, "--whiten", 24, "--out", tmp_path / "table")
     rows = {(row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
-    assert len(rows) == len(PLAIN) + len(ATTENDED)
+    assert len(rows) == len(PLAIN) + len(ATTENDED) + 1  # sr-mac-learned
     assert (tmp_path / "table" / "table.png").read_bytes().startswith(b"\x89PNG")
     assert all(0 <= row["map@7"] <= 1 and row["map@7_low"] <= row["map@7_high"] for row in rows.values())
     header = (tmp_path / "table" / "table.csv").read_text().splitlines()[0]
@@ -237,6 +237,19 @@ def test_compare_describes_as_extract_does(
         "evaluate", "--index", tmp_path / "white", "--queries", shop / "queries", "--out", tmp_path / "figures"
     )
     assert summary_of(found)["map@7"] == pytest.approx(own["whitened_map@7"], abs=1e-6)
+
+
+def test_compare_says_what_besides_attention_differs() -> None:
+    def trained(inputs: dict[str, str], **flags: object) -> Manifest:
+        found = {name: Input(uri=f"/{name}", sha256=sha) for name, sha in inputs.items()}
+        return Manifest(kind="model", version=1, created="", config=flags, code={}, inputs=found, parts=(), summary={})
+
+    one = trained({"fewshot": "a"}, attention="none", pasted=0.0, epochs=3, seed=0, out="/one")
+    two = trained({"fewshot": "a"}, attention="s*f", pasted=0.3, epochs=3, seed=0, out="/two")
+    assert learned_otherwise(one, two) == ["--pasted 0.0 and 0.3"]
+    other = trained({"fewshot": "b", "init": "c"}, epochs=4)  # of an older program, which tells less
+    assert learned_otherwise(one, other) == ["--epochs 3 and 4", "--fewshot a and b", "--init none and c"]
+    assert learned_otherwise(two, two) == []
 
 
 def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Path, shop: Path, tmp_path: Path) -> None:

@@ -335,7 +335,9 @@ def test_a_picture_that_is_dropped_on_the_index_is_searched_with(browser: Browse
     faults: list[str] = []
     page = _open(browser, service.address, faults)
     page.get_by_role("tab", name="Index").click()
-    expect(page.locator(".figure").first).to_be_visible()
+    page.evaluate("document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
+    expect(page.get_by_role("alert")).to_contain_text("is not a file")
+    page.get_by_role("tab", name="Index").click()
     page.set_input_files("#file", service.queries()[0])  # as a drop or a paste does, which need no tab either
     expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
     expect(page.get_by_role("tab", name="Search")).to_have_attribute("aria-selected", "true")

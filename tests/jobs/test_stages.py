@@ -20,7 +20,7 @@ from jobs.stages import Part, joint_losses, stage_of
 from jobs.training import drop_checkpoints
 from jobs.training_plan import Plan, has_diverged
 from jobs.views import part_at
-from manet.config import Attention, NetworkConfig
+from manet.config import Attention, NetworkConfig, RegionWeights
 from manet.images import PictureConfig
 from manet.network import InitialWeights, JointStage, MANet, initial
 
@@ -34,9 +34,15 @@ PLAN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _network(attention: Attention = "s*f") -> MANet:
+def _network(attention: Attention = "s*f", region_weights: RegionWeights = "salient") -> MANet:
     torch.manual_seed(0)
-    config = NetworkConfig(classes=3, saliency_size=64, attention=attention, pictures=PictureConfig(size=64))
+    config = NetworkConfig(
+        classes=3,
+        saliency_size=64,
+        attention=attention,
+        region_weights=region_weights,
+        pictures=PictureConfig(size=64),
+    )
     return initial(config, InitialWeights(backbone="random", saliency="random")).eval()
 
 
@@ -64,7 +70,7 @@ def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # the code's casts, in this process
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    network = _network().double()
+    network = _network(region_weights="learned").double()
     module = nn.parallel.DistributedDataParallel(JointStage(network))
     loss, gradients = _gradients(module, network, slice(rank * 2, rank * 2 + 2))
     np.savez(f"{folder}/{rank}.npz", loss=loss, gradients=gradients)
@@ -78,7 +84,7 @@ def test_two_workers_have_the_gradients_of_one(tmp_path: Path, monkeypatch: pyte
     for each in workers:
         each.start()
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    network = _network().double()
+    network = _network(region_weights="learned").double()
     loss, wanted = _gradients(JointStage(network), network, slice(0, ROWS))
     for each in workers:
         each.join(120)
@@ -161,6 +167,24 @@ def test_a_network_of_no_numbers_has_diverged(monkeypatch: pytest.MonkeyPatch) -
     found = stage_of(network, plan, 1, 1, torch.device("cpu"), {}).validate(_Shard())
     assert np.isfinite(found["val_dice_loss"])
     assert has_diverged(found)
+
+
+@pytest.mark.parametrize(("instance_loss", "attention"), [(1.0, "s*f"), (0.0, "s*f"), (1.0, "none")])
+def test_weights_of_levels_learn_where_a_loss_teaches_them(
+    instance_loss: float, attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)  # of a run of Ray Train
+    network = _network(attention, "learned")
+    plan = Plan(**{**PLAN, "network": network.config, "instance_loss": instance_loss})
+    steps = stage_of(network, plan, 1, 1, torch.device("cpu"), {})
+    learned = network.log_level_weights_L
+    assert learned is not None
+    batch = _batch(slice(0, ROWS))
+    losses = joint_losses(JointStage(network)(batch["pixels"]), batch, plan)
+    torch.autograd.backward(losses["loss"])
+    taught = instance_loss > 0 and attention != "none"
+    assert (learned.grad is not None) == taught == learned.requires_grad
+    assert any(each is learned for group in steps._optimizer.param_groups for each in group["params"]) == taught
 
 
 def test_the_record_of_checkpoints_goes_before_them(tmp_path: Path) -> None:

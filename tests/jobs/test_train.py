@@ -104,6 +104,9 @@ def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp
     weights = ("--saliency-weights", "own:saliency-lite0")
     assert_refused(manet(*command, *weights), 2, "--saliency-weights own:saliency-lite0: --init brings the weights")
     assert_refused(manet(*command, "--workers", 40), 2, "--workers 40: --batch-size 32")
+    learned = (*command, "--region-weights", "learned")
+    assert_refused(manet(*learned, "--attention", "none"), 2, "--region-weights learned: needs saliency attention")
+    assert_refused(manet(*learned, "--instance-loss", 0), 2, "--region-weights learned: the instance loss", "none")
     assert not (tmp_path / "model").exists()
 
 
@@ -286,6 +289,7 @@ def _training_worker(driver: "subprocess.Popen[bytes]") -> psutil.Process:
 def test_the_same_command_trains_the_same_model(manet: Run, fewshot: Path, tmp_path: Path) -> None:
     command = ["train", "--fewshot", fewshot, "--pseudo-masks", "classical", "--size", 64, "--train-size", 64]
     command += ["--saliency-epochs", 1, "--epochs", 2, "--batch-size", 16, "--masks", tmp_path / "masks", "--out"]
+    command[1:1] = ["--region-weights", "learned"]
     for name in ("one", "two"):
         summary_of(manet(*command, tmp_path / name, timeout=280))
     assert checksums(tmp_path / "one", "model") == checksums(tmp_path / "two", "model")

@@ -81,6 +81,31 @@ def test_the_joint_stage_describes_as_the_library_does(network: MANet, pixels: n
     np.testing.assert_allclose(descriptors.numpy(), described.vectors["sr-mac"], atol=1e-3)
 
 
+def test_weights_of_levels_are_learned_kept_and_used(network: MANet, pixels: np.ndarray, tmp_path: Path) -> None:
+    learned = MANet(SMALL.model_copy(update={"region_weights": "learned"}))
+    learned.load_state_dict(network.state_dict(), strict=False)
+    learned.eval()
+    assert learned.log_level_weights_L is not None
+    stage = JointStage(learned)
+    _, _, descriptors = stage(torch.from_numpy(pixels))
+    as_usual = Describer(network).describe(pixels).vectors["sr-mac"].astype(np.float32)
+    np.testing.assert_allclose(descriptors.detach().numpy(), as_usual, atol=1e-3)  # they begin alike
+    (descriptors[0] @ descriptors[1]).backward()
+    assert (learned.log_level_weights_L.grad != 0).all()
+    with torch.no_grad():
+        learned.log_level_weights_L.copy_(torch.tensor([1.0, -2.0, 0.5]))
+        _, _, descriptors = stage(torch.from_numpy(pixels))
+    save_model(tmp_path, learned)
+    seen = Describer(load_model(tmp_path), names=("sr-mac-learned",)).observe(pixels)
+    vectors = seen.described.vectors["sr-mac-learned"].astype(np.float32)
+    np.testing.assert_allclose(descriptors.numpy(), vectors, atol=1e-3)
+    assert np.abs(vectors - as_usual).max() > 0.01
+    assert seen.parts_NRD is not None
+    np.testing.assert_allclose(seen.parts_NRD.sum(1), vectors, atol=1e-3)
+    with pytest.raises(InputError, match="descriptor sr-mac-learned: the model has learned no weights"):
+        Describer(network, names=("sr-mac", "sr-mac-learned"))
+
+
 @pytest.mark.parametrize("source", ["logits", "scores"])
 def test_text_branch_is_frozen_under_train(source: str, pixels: np.ndarray) -> None:
     config = SMALL.model_copy(update={"text": "efficientnet-lite0", "text_source": source, "classes": 3})

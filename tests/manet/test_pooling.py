@@ -7,13 +7,14 @@ from torch import Tensor
 
 from manet.errors import PictureError, Reason
 from manet.names import PoolingName
-from manet.pooling import dead_rows, gem, pool, r_mac, sr_mac
+from manet.pooling import dead_rows, gem, pool, r_mac, sr_mac, sr_mac_parts
 from tests.manet.test_regions import reference_boxes
 
 NAMES: tuple[PoolingName, ...] = (
     "mac", "spoc", "gem", "crow", "r-mac", "r-mac-global", "ra-mac", "grmac", "sr-mac", "sr-mac-as-printed",
-    "sr-mac-soft",
+    "sr-mac-soft", "sr-mac-learned",
 )  # fmt: skip
+LEVEL_WEIGHTS = np.array([1.0, 0.25, 3.0])
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
@@ -37,7 +38,7 @@ def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
     total = np.zeros(len(x))
     if name == "r-mac-global":
         total += _unit(x.max((1, 2)))
-    for top, left, side in reference_boxes(*x.shape[1:]):
+    for region, (top, left, side) in enumerate(reference_boxes(*x.shape[1:])):
         inside = np.s_[..., top : top + side, left : left + side]
         weight = salient[inside].mean() if salient.any() else 1.0
         peak = x[inside].max((1, 2))
@@ -45,9 +46,15 @@ def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
             total += _unit(peak)
         elif name in {"sr-mac", "sr-mac-soft"}:
             total += weight * _unit(peak)
+        elif name == "sr-mac-learned":
+            total += LEVEL_WEIGHTS[reference_level(*x.shape[1:], region)] * weight * _unit(peak)
         else:
             total += _unit(weight * peak)
     return _unit(total)
+
+
+def reference_level(height: int, width: int, region: int) -> int:
+    return next(level for level in range(3) if region < len(reference_boxes(height, width, level + 1)))
 
 
 def _crow(x: np.ndarray) -> np.ndarray:
@@ -89,11 +96,22 @@ def test_against_the_reference(name: PoolingName, height: int, width: int) -> No
         torch.rand(salient.shape, generator=torch.Generator().manual_seed(1))
         * (salient.flatten(1).amax(1)[:, None, None])
     )
-    got = pool(name, x, salient, soft)
+    got = pool(name, x, salient, soft, torch.from_numpy(LEVEL_WEIGHTS).float())
     looked_at = soft if name == "sr-mac-soft" else salient
     wanted = np.stack([reference(name, one.numpy(), mask.numpy()) for one, mask in zip(x, looked_at, strict=True)])
     np.testing.assert_allclose(got.numpy(), wanted, atol=2e-6)
     np.testing.assert_allclose(got.norm(dim=1).numpy(), 1, atol=1e-5)
+
+
+def test_weights_of_levels() -> None:
+    x, salient = _maps(9, 12)
+    weights = torch.from_numpy(LEVEL_WEIGHTS).float()
+    parts = sr_mac_parts(x, salient, level_weights_L=weights)
+    torch.testing.assert_close(parts.sum(1), sr_mac(x, salient, level_weights_L=weights))
+    torch.testing.assert_close(sr_mac(x, salient, level_weights_L=torch.full((3,), 2.0)), sr_mac(x, salient))
+    assert not torch.allclose(sr_mac(x, salient, level_weights_L=weights), sr_mac(x, salient), atol=1e-3)
+    with pytest.raises(ValueError, match="has learned no weights of levels"):
+        pool("sr-mac-learned", x, salient, salient)
 
 
 def test_nothing_or_everything_salient_is_plain_r_mac() -> None:

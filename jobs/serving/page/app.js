@@ -17,7 +17,7 @@ const state = { query: null, standing: null, sound: null, answered: null, found:
 const unusable = (error) => UNUSABLE.has(error.code) && !error.passing;
 const answers = new Answers(more);
 const filters = new Filters(filtered);
-const query = new Query(asked, (code, message) => problem(new Problem(code, message)));
+const query = new Query(asked, refused);
 
 const TITLES = {
   not_a_picture: "Not a picture.",
@@ -33,6 +33,12 @@ const TITLES = {
 async function fields(mine) {
   const what = mine.id ? { id: mine.id } : { picture: await mine.picture };
   return { ...what, ...filters.fields() };
+}
+
+// What was dropped or pasted is nothing to search with; on the Index tab nobody would see it said.
+function refused(code, message) {
+  if (location.hash === "#index") tab("search");
+  problem(new Problem(code, message));
 }
 
 // A picture of the visitor's own gets its entry in the history once it is known to be one.
