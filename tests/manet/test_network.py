@@ -91,7 +91,9 @@ def test_weights_of_levels_are_learned_kept_and_used(network: MANet, pixels: np.
     as_usual = Describer(network).describe(pixels).vectors["sr-mac"].astype(np.float32)
     np.testing.assert_allclose(descriptors.detach().numpy(), as_usual, atol=1e-3)  # they begin alike
     (descriptors[0] @ descriptors[1]).backward()
-    assert (learned.log_level_weights_L.grad != 0).all()
+    taught = learned.log_level_weights_L.grad
+    assert taught is not None
+    assert (taught.numpy() != 0).all()
     with torch.no_grad():
         learned.log_level_weights_L.copy_(torch.tensor([1.0, -2.0, 0.5]))
         _, _, descriptors = stage(torch.from_numpy(pixels))

@@ -47,7 +47,7 @@ def reference(name: str, x: np.ndarray, salient: np.ndarray) -> np.ndarray:
         elif name in {"sr-mac", "sr-mac-soft"}:
             total += weight * _unit(peak)
         elif name == "sr-mac-learned":
-            total += LEVEL_WEIGHTS[reference_level(*x.shape[1:], region)] * weight * _unit(peak)
+            total += LEVEL_WEIGHTS[reference_level(x.shape[1], x.shape[2], region)] * weight * _unit(peak)
         else:
             total += _unit(weight * peak)
     return _unit(total)
