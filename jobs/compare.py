@@ -9,6 +9,7 @@ by how much MAP@7 the trained network's SR-MAC is ahead of a row on the same que
 paired difference over resampled queries; `behind_product_low` and `_high` are that over resampled products, wider where products
 have several queries. With --whiten the columns `whitened_...` hold MAP@7 of the same rows whitened, each by what is learned on
 the gallery's descriptors of that row; by how much that is a gain; and `behind` among whitened rows, each with its interval.
+What besides attention differs between the trainings of --model and --plain is said on stderr.
 With --fuse there is a row `mff`: CroW of two plain networks, fused. Writes OUT/NETWORK/{gallery,queries} (resumable, as
 `extract`), `table.json`, `table.csv` and `table.png`.
 """
@@ -35,11 +36,11 @@ from jobs.plotting import table_png
 from jobs.postprocessing import SAMPLE
 from jobs.querying import DescribedConfig, filled, relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
-from manet.config import CONFIG, NetworkConfig, read_config
+from manet.config import CONFIG, NetworkConfig, lacks, read_config
 from manet.errors import InputError
 from manet.exact import exact_search
 from manet.metrics import drop_self, paired_interval, retrieval_metrics
-from manet.names import LEARNED, DescriptorName
+from manet.names import DescriptorName
 from manet.tables import descriptors_to_numpy
 from manet.whitening import learn_whitening, whiten
 
@@ -77,6 +78,7 @@ ATTENDED: tuple[DescriptorName, ...] = (
     "sr-mac",
     "sr-mac-as-printed",
     "sr-mac-soft",
+    "sr-mac-learned",
     "sr-mac@other-saliency",
 )
 WITH_TEXT: tuple[DescriptorName, ...] = ("sr-mac@no-text", "r-mac@no-saliency", "sr-mac@other-text")
@@ -177,7 +179,12 @@ def learned_otherwise(plain: Manifest, trained: Manifest) -> list[str]:
         source = model.inputs.get(name)
         return source.sha256[:12] if source else "none" if name == "init" else model.config.get(name)
 
-    pairs = [(name, told(plain, name), told(trained, name)) for name in (*BUDGET, "fewshot", "init")]
+    names = [*BUDGET, "fewshot", "init"]
+    if all(model.config.get("pasted") for model in (plain, trained)):
+        names.append("pseudo_masks")  # then they decide what is cut out
+    if any("init" in model.inputs for model in (plain, trained)):
+        names = [name for name in names if not name.startswith("backbone")]  # flags that --init answers
+    pairs = [(name, told(plain, name), told(trained, name)) for name in names]
     return [
         f"--{name.replace('_', '-')} {one} and {two}"
         for name, one, two in pairs
@@ -241,8 +248,8 @@ def descriptors_of(network: NetworkConfig) -> tuple[DescriptorName, ...]:
     """The rows of a network: what its branches allow."""
     if network.attention == "none":
         return (*PLAIN, *BOLTED_ON)
-    learned = (LEARNED,) if network.region_weights == "learned" else ()
-    return (*PLAIN, *ATTENDED, *learned, *(WITH_TEXT if network.text != "none" else ()))
+    attended = tuple(name for name in ATTENDED if not lacks(network, name))
+    return (*PLAIN, *attended, *(WITH_TEXT if network.text != "none" else ()))
 
 
 def _add_distance_behind(

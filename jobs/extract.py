@@ -16,7 +16,7 @@ from cluster.session import ray_session
 from cluster.storage import open_store
 from cluster.telemetry import say
 from jobs.config import JobConfig, how
-from jobs.inputs import Table, open_model, open_table
+from jobs.inputs import Table, open_model, open_table, refuse_lacking
 from jobs.make import make
 from jobs.planning import cut
 from jobs.streaming import DescribeConfig, describe_into, plan_line, unit_names
@@ -57,6 +57,7 @@ def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     table = open_table(config.catalog, "catalog", "--catalog")
     model = open_model(config.model)
+    refuse_lacking(model, config.names)
     if config.dry_run:
         return _plan(config, table, model)
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from cluster.artifact import Artifact, Input, open_artifact, sha256_of
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import resolve_uri, split_uri
 from jobs.parquet import reading
+from manet import config
+from manet.names import DescriptorName
 from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
 
 Kind = Literal["catalog", "queries"]
@@ -190,6 +193,15 @@ def open_model(uri: str) -> Artifact:
 def cache_folder() -> Path:
     """Where this machine keeps what it brought from a store."""
     return Path(os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}")
+
+
+def refuse_lacking(model: Artifact, descriptors: Iterable[DescriptorName]) -> None:
+    """Refuse descriptors that a model cannot give, before anything is begun.
+
+    Raises:
+        InputError: the first of them.
+    """
+    config.refuse_lacking(config.read_config(local_copy(model, config.CONFIG)).network, descriptors)
 
 
 def local_copy(artifact: Artifact, prefix: str = "") -> Path:

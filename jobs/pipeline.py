@@ -19,6 +19,7 @@ from cluster.session import SessionConfig
 from cluster.telemetry import say
 from jobs import compare, evaluate, extract, fewshot, index, report, train
 from jobs.config import JobConfig, first_fault, how
+from manet.config import NetworkConfig, refuse_lacking
 
 STAGES: dict[str, Any] = {
     "fewshot": fewshot,
@@ -85,6 +86,7 @@ def _stages(config: Config) -> dict[str, tuple[str, Any]]:
 
     Raises:
         BadInputError: a value of --set is none for its flag.
+        InputError: a descriptor that the model will not have.
     """
     out, made = config.out.rstrip("/"), dict[str, tuple[str, Any]]()
 
@@ -93,10 +95,12 @@ def _stages(config: Config) -> dict[str, tuple[str, Any]]:
         return f"{out}/{name}"
 
     few = stage("fewshot", "fewshot", catalog=config.catalog)
-    pretrained = stage("pretrained", "train", fewshot=few, size=config.size, epochs=0)
+    pretrained = stage("pretrained", "train", fewshot=few, size=config.size, epochs=0, region_weights="salient")
     shared = {"masks": f"{pretrained}/masks", "init": pretrained}
     model = stage("model", "train", fewshot=few, size=config.size, saliency_epochs=0, **shared)
     descriptors = stage("descriptors", "extract", catalog=config.catalog, model=model)
+    trained, wanted = made["model"][1], made["descriptors"][1]
+    refuse_lacking(NetworkConfig(text=trained.text, region_weights=trained.region_weights), wanted.names)
     built = stage("index", "index", descriptors=descriptors)
     figures = stage("evaluation", "evaluate", index=built, queries=config.queries)
     table = stage(

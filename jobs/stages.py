@@ -258,7 +258,10 @@ class _Joint(Steps):
         pairs = [each for theirs in of_all_workers(self._pairs) for each in theirs]
         views = np.concatenate(pairs) if pairs else np.empty((0, 1), np.float32)
         found_again = pairs_average_precision(views[1::2], views[::2]) if np.isfinite(views).all() else math.nan
-        return {**found, "val_map@7": round(found_again, 5)}
+        weights_L = self._network.level_weights_L
+        levels = [] if weights_L is None else weights_L.detach().cpu().tolist()
+        learned = {f"weight_of_level_{level}": round(weight, 3) for level, weight in enumerate(levels, 1)}
+        return {**found, "val_map@7": round(found_again, 5), **learned}
 
 
 class _Text(Steps):

@@ -61,7 +61,7 @@ class Config(JobConfig):
     OUT/masks."""
     init: str = ""
     """Model artifact to start from, in place of pretrained weights: its network is kept, its head too if it fits; a text
-    branch may be added to one that has none."""
+    branch and learned weights of levels may be added to one that has none."""
     backbone: str = "efficientnet-lite0"
     """Network of the backbone: efficientnet-lite0, or a name that timm knows (resnet50, vgg16, densenet121, ...)."""
     backbone_weights: str = "pip:efficientnet-lite0"
@@ -151,6 +151,13 @@ class Config(JobConfig):
             raise ValueError(f"--text-weights {self.text_weights}: --text names their network")
         if self.branch == "text" and self.text in {"none", PUBLIC}:
             raise ValueError("--branch text: --text names the network of timm that is trained")
+        if self.region_weights == "learned":
+            if self.attention == "none":
+                raise ValueError("--region-weights learned: needs saliency attention")
+            if self.branch != "all" or self.instance_loss == 0 or self.epochs == 0:
+                raise ValueError(
+                    "--region-weights learned: the instance loss of the joint stage teaches them, and there is none"
+                )
         if self.branch != "all" and (self.init or not (self.epochs if self.branch == "text" else self.saliency_epochs)):
             raise ValueError(f"--branch {self.branch}: takes no --init, and epochs of its own")
         return self
@@ -282,7 +289,13 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
         if "size" in config.model_fields_set:
             chosen["pictures"] = PictureConfig(size=config.size)
         network = theirs.model_copy(update=chosen | {"classes": classes})
-        _refuse_unlearnt(config, network)
+        if network.attention == "none":  # whose regions have no weights
+            if "region_weights" in chosen and config.region_weights == "learned":
+                raise BadInputError(
+                    f"--region-weights learned: needs saliency attention, and the model of --init {config.init} has none; "
+                    "leave the flag out"
+                )
+            network = network.model_copy(update={"region_weights": "salient"})
         if network.text != theirs.text:
             load_text(MANet(network), _weights(config), fetch_weights)
         elif config.text_weights != "none":
@@ -296,30 +309,12 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
         raise BadInputError(
             f"--{name} {getattr(config, name)}: give its --{name}-weights (a file, `pretrained` or `random`)"
         )
-    network = NetworkConfig(
+    return NetworkConfig(
         backbone=config.backbone,
         **{name: getattr(config, name) for name in OF_NETWORK},
         classes=classes,
         pictures=PictureConfig(size=config.size),
     )
-    _refuse_unlearnt(config, network)
-    return network
-
-
-def _refuse_unlearnt(config: Config, network: NetworkConfig) -> None:
-    """Refuse weights of levels that nothing would teach.
-
-    Raises:
-        BadInputError: there is no saliency attention, or no instance loss.
-    """
-    if config.region_weights == "salient":
-        return
-    if network.attention == "none":
-        raise BadInputError("--region-weights learned: needs saliency attention; leave it out, or --attention none")
-    if config.branch != "all" or config.instance_loss == 0 or config.epochs == 0:
-        raise BadInputError(
-            "--region-weights learned: the instance loss of the joint stage teaches them, and there is none; leave it out"
-        )
 
 
 def _weights(config: Config) -> InitialWeights:

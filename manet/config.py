@@ -1,5 +1,6 @@
 """`config.json` of a model: the network and its preprocessing. Without torch: a driver that only plans reads it too."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manet.errors import InputError
 from manet.images import PictureConfig
+from manet.names import LEARNED, NEED_TEXT, DescriptorName
 
 CONFIG = "config.json"
 Attention = Literal["s*f", "(1+s)*f", "none"]
@@ -49,6 +51,24 @@ class ModelConfig(BaseModel):
 
     network: NetworkConfig
     categories: tuple[str, ...] = ()
+
+
+def lacks(network: NetworkConfig, descriptor: DescriptorName) -> str:
+    """What a network would need for a descriptor and does not have, in words; "": nothing."""
+    if descriptor.partition("@")[2] in NEED_TEXT and network.text == "none":
+        return "text branch"
+    return "learned weights of levels" if descriptor == LEARNED and network.region_weights != "learned" else ""
+
+
+def refuse_lacking(network: NetworkConfig, descriptors: Iterable[DescriptorName]) -> None:
+    """Refuse descriptors that a network cannot give.
+
+    Raises:
+        InputError: the first of them.
+    """
+    for name in descriptors:
+        if lacking := lacks(network, name):
+            raise InputError(f"descriptor {name}: the model has no {lacking}; leave it out")
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from manet.config import refuse_lacking
 from manet.errors import InputError
 from manet.folding import folded
 from manet.images import auto_batch
-from manet.names import LEARNED, NEED_TEXT, DescriptorName, Features, PoolingName, Precision
+from manet.names import LEARNED, DescriptorName, Features, PoolingName, Precision
 from manet.network import MANet, Maps, features_of
 from manet.pooling import dead_rows, pool, sr_mac_parts
 from manet.regions import rmac_regions
@@ -77,10 +78,7 @@ class Describer:
     ) -> None:
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError("torch finds no CUDA device on this node; see to its driver, or ask for no GPU")
-        if network.text is None and (lost := [name for name in names if name.partition("@")[2] in NEED_TEXT]):
-            raise InputError(f"descriptor {lost[0]}: the model has no text branch; leave it out")
-        if LEARNED in names and network.log_level_weights_L is None:
-            raise InputError(f"descriptor {LEARNED}: the model has learned no weights of levels; leave it out")
+        refuse_lacking(network.config, names)
         self._network = _folded(network.eval()).to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype, self._scales = getattr(torch, precision), tuple(scales)

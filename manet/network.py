@@ -80,8 +80,8 @@ class MANet(nn.Module):
 
     @property
     def level_weights_L(self) -> Tensor | None:
-        """What a region of each level weighs in `sr-mac-learned`, float32 [L]; None: this network learns no such weights."""
-        return None if self.log_level_weights_L is None else self.log_level_weights_L.float().exp()
+        """What a region of each level weighs in `sr-mac-learned`, float32 [L], 1 on average; None: none is learned here."""
+        return None if self.log_level_weights_L is None else LEVELS * self.log_level_weights_L.float().softmax(0)
 
     def forward(self, pixels_BHW3: Tensor) -> Maps:
         """One pass over uint8 RGB pictures of one size."""

@@ -189,6 +189,9 @@ def test_packed_pictures_and_several_descriptors(
     status = summary_of(manet("status", out))
     assert (status["state"], status["missing"], status["damaged"]) == ("committed", 0, 0)
     assert summary_of(manet("verify", out, "--sample", 4))["same_bits"] == 4
+    without = (*command[: command.index("--out")], "--out", tmp_path / "none", "--descriptor", "sr-mac@no-text")
+    assert_refused(manet(*without), 2, "descriptor sr-mac@no-text: the model has no text branch")
+    assert not (tmp_path / "none").exists()
     refused = manet("index", "--descriptors", out, "--out", tmp_path / "index")
     assert_refused(refused, 2, "holds several descriptors (sr-mac,gem)")
     (out / "part-00001.parquet").write_bytes(b"PAR1")

@@ -215,7 +215,8 @@ def test_compare_describes_as_extract_does(
     )
     done = manet(*command, "--part-rows", 32, "--whiten", 24, "--out", tmp_path / "table")
     rows = {(row["features"], row["descriptor"]): row for row in summary_of(done)["table"]}
-    assert len(rows) == len(PLAIN) + len(ATTENDED) + 1  # sr-mac-learned
+    assert len(rows) == len(PLAIN) + len(ATTENDED)
+    assert rows["attended", "sr-mac-learned"] != {**rows["attended", "sr-mac"], "descriptor": "sr-mac-learned"}
     assert (tmp_path / "table" / "table.png").read_bytes().startswith(b"\x89PNG")
     assert all(0 <= row["map@7"] <= 1 and row["map@7_low"] <= row["map@7_high"] for row in rows.values())
     header = (tmp_path / "table" / "table.csv").read_text().splitlines()[0]
@@ -250,6 +251,9 @@ def test_compare_says_what_besides_attention_differs() -> None:
     other = trained({"fewshot": "b", "init": "c"}, epochs=4)  # of an older program, which tells less
     assert learned_otherwise(one, other) == ["--epochs 3 and 4", "--fewshot a and b", "--init none and c"]
     assert learned_otherwise(two, two) == []
+    masks = [trained({}, pasted=0.3, pseudo_masks=name) for name in ("classical", "pip:u2netp")]
+    assert learned_otherwise(*masks) == ["--pseudo-masks classical and pip:u2netp"]
+    assert learned_otherwise(trained({"init": "c"}, backbone="resnet50"), trained({"init": "c"}, backbone="x")) == []
 
 
 def test_compare_fuses_two_networks_and_takes_a_plain_one(manet: Run, model: Path, shop: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`manet pipeline`, small: every stage for real, the report, and the second run."""
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import pytest
 from cluster.errors import BadInputError
 from jobs.pipeline import Config, _stages
 from jobs.report import table_lines
+from manet.errors import InputError
 from tests.conftest import Run
 from tests.jobs.helpers import Done, assert_refused, scalars, summary_of
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.timeout(900)
 SMALL = (
     "--size", 96, "--set", "train.pseudo_masks=classical", "--set", "train.train_size=64", "--set", "train.epochs=1",
     "--set", "train.saliency_epochs=1", "--set", "report.shown=6", "--set", "compare.whiten=16",
+    "--set", "train.region-weights=learned",  # of the second training: the first has no joint stage
     "--set", "train.saliency_weights=pip:efficientnet-lite0",  # of the first training: the second has --init
 )  # fmt: skip
 
@@ -43,6 +46,10 @@ def test_it_ends_with_a_table_and_the_report(piped: tuple[Path, Done]) -> None:
     last = done.stderr.splitlines()[-1]
     assert last == f"report: {out}/report/report.html"
     assert re.search(r"trained +attended +sr-mac", done.stderr)
+    assert re.search(r"trained +attended +sr-mac-learned", done.stderr)
+    table = json.loads((out / "comparison" / "table.json").read_text())
+    groups = [group for group, _ in itertools.groupby(table, key=lambda row: (row["network"], row["features"]))]
+    assert len(groups) == len(set(groups))
     assert re.search(r"MAP@7 .* whitened +SR-MAC ahead by", done.stderr)
 
 
@@ -55,6 +62,9 @@ def test_training_says_its_epochs(piped: tuple[Path, Done]) -> None:
     assert all(0 < row["dice_loss"] < 1 for row in history)
     assert history[1]["cross_entropy"] > 0
     assert 0 < history[1]["val_map@7"] <= 1
+    levels = [history[1][f"weight_of_level_{level}"] for level in (1, 2, 3)]
+    assert sum(levels) == pytest.approx(3, abs=0.01)
+    assert levels != [1, 1, 1]
     (events,) = (out / "model" / "checkpoints").glob("*/tensorboard/events*")  # of the joint stage's own run
     ((epoch, value),) = scalars(events)["joint/val_map_at_7"]
     assert epoch == 0  # of that run's own
@@ -185,6 +195,15 @@ def test_a_flag_of_several_values_is_set_by_commas() -> None:
     assert (stages["pretrained"][1].epochs, stages["model"][1].epochs) == (0, 5)
     assert list(stages)[-1] == "report"
     assert stages["index"][1].descriptors == stages["descriptors"][1].out == "z/descriptors"
+
+
+def test_a_descriptor_that_the_model_will_not_have_is_refused_first() -> None:
+    for name, lacking in (("sr-mac-learned", "learned weights"), ("sr-mac@no-text", "text branch")):
+        config = Config(catalog="x", queries="y", out="z", set=(f"extract.descriptor={name}",))
+        with pytest.raises(InputError, match=f"descriptor {name}: the model has no {lacking}"):
+            _stages(config)
+    learned = Config(catalog="x", queries="y", out="z", set=("extract.descriptor=gem", "train.region-weights=learned"))
+    assert [_stages(learned)[name][1].region_weights for name in ("pretrained", "model")] == ["salient", "learned"]
 
 
 def test_what_the_pipeline_decides_cannot_be_set(manet: Run) -> None:

@@ -107,6 +107,7 @@ def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp
     learned = (*command, "--region-weights", "learned")
     assert_refused(manet(*learned, "--attention", "none"), 2, "--region-weights learned: needs saliency attention")
     assert_refused(manet(*learned, "--instance-loss", 0), 2, "--region-weights learned: the instance loss", "none")
+    assert_refused(manet(*learned, "--branch", "saliency"), 2, "--region-weights learned: the instance loss", "none")
     assert not (tmp_path / "model").exists()
 
 

@@ -104,7 +104,7 @@ def test_weights_of_levels_are_learned_kept_and_used(network: MANet, pixels: np.
     assert np.abs(vectors - as_usual).max() > 0.01
     assert seen.parts_NRD is not None
     np.testing.assert_allclose(seen.parts_NRD.sum(1), vectors, atol=1e-3)
-    with pytest.raises(InputError, match="descriptor sr-mac-learned: the model has learned no weights"):
+    with pytest.raises(InputError, match="descriptor sr-mac-learned: the model has no learned weights"):
         Describer(network, names=("sr-mac", "sr-mac-learned"))
 
 

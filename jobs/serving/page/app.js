@@ -35,7 +35,7 @@ async function fields(mine) {
   return { ...what, ...filters.fields() };
 }
 
-// What was dropped or pasted is nothing to search with; on the Index tab nobody would see it said.
+// What was dropped is nothing to search with; on the Index tab nobody would see it said.
 function refused(code, message) {
   if (location.hash === "#index") tab("search");
   problem(new Problem(code, message));
