@@ -199,9 +199,8 @@ def test_a_flag_of_several_values_is_set_by_commas() -> None:
 
 def test_a_descriptor_that_the_model_will_not_have_is_refused_first() -> None:
     for name, lacking in (("sr-mac-learned", "learned weights"), ("sr-mac@no-text", "text branch")):
-        config = Config(catalog="x", queries="y", out="z", set=(f"extract.descriptor={name}",))
         with pytest.raises(InputError, match=f"descriptor {name}: the model has no {lacking}"):
-            _stages(config)
+            Config(catalog="x", queries="y", out="z", set=(f"extract.descriptor={name}",))
     learned = Config(catalog="x", queries="y", out="z", set=("extract.descriptor=gem", "train.region-weights=learned"))
     assert [_stages(learned)[name][1].region_weights for name in ("pretrained", "model")] == ["salient", "learned"]
 
