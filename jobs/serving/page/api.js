@@ -35,11 +35,12 @@ async function call(path, kind, { signal, waiting = () => {}, ...options } = {})
     const end = () => ending.abort();
     const timer = setTimeout(end, PATIENCE * 1000);
     signal?.addEventListener("abort", end);
-    let response;
+    let response, body;
     try {
       signal?.throwIfAborted();
       response = await fetch(path, { ...options, headers, signal: ending.signal });
       if (response.ok) return await response[kind]();
+      body = await response.json().catch(() => null);
     } catch (error) {
       if (signal?.aborted) throw error;
       if (ending.signal.aborted) throw new Problem("timed_out", `No answer within ${PATIENCE} s.`, 0);
@@ -48,7 +49,6 @@ async function call(path, kind, { signal, waiting = () => {}, ...options } = {})
       clearTimeout(timer);
       signal?.removeEventListener("abort", end);
     }
-    const body = await response.json().catch(() => null);
     signal?.throwIfAborted();
     if (response.status === 401 && token) {
       if (sessionStorage.getItem(KEY) === token) sessionStorage.removeItem(KEY);
