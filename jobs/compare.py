@@ -29,14 +29,14 @@ from cluster.artifact import Artifact, ArtifactWriter, Blob, Manifest, open_arti
 from cluster.errors import BadInputError
 from cluster.telemetry import say
 from jobs.config import JobConfig
-from jobs.inputs import Table, local_copy, open_model, open_table
+from jobs.inputs import Table, network_of, open_model, open_table
 from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.plotting import table_png
 from jobs.postprocessing import SAMPLE
 from jobs.querying import DescribedConfig, filled, relevant_ids
 from jobs.streaming import DescribeConfig, describe_into, unit_names
-from manet.config import CONFIG, NetworkConfig, lacks, read_config
+from manet.config import NetworkConfig, lacks
 from manet.errors import InputError
 from manet.exact import exact_search
 from manet.metrics import drop_self, paired_interval, retrieval_metrics
@@ -143,9 +143,9 @@ def run(config: Config) -> dict[str, Any]:
         raise BadInputError(f"--whiten {config.whiten}: {gallery.rows} pictures can keep {gallery.rows - 1} at most")
     given = {"pretrained": config.baseline, "fused": config.fuse, "plain": config.plain, "trained": config.model}
     models = {name: open_model(uri) for name, uri in given.items() if uri}
-    if _network(models["trained"]).attention == "none":
+    if network_of(models["trained"]).attention == "none":
         raise BadInputError(f"--model {config.model}: was trained without attention; give it as --plain")
-    _check_alike(config, {name: _network(model) for name, model in models.items()})
+    _check_alike(config, {name: network_of(model) for name, model in models.items()})
     if config.plain and (found := learned_otherwise(models["plain"].manifest, models["trained"].manifest)):
         say(f"compare: the plain and the trained network differ by more than attention: {'; '.join(found)}")
     inputs = {"catalog": gallery.source, "queries": queries.source}
@@ -192,10 +192,6 @@ def learned_otherwise(plain: Manifest, trained: Manifest) -> list[str]:
     ]
 
 
-def _network(model: Artifact) -> NetworkConfig:
-    return read_config(local_copy(model, CONFIG)).network
-
-
 def _build(
     config: Config, gallery: Table, queries: Table, models: dict[str, Artifact], writer: ArtifactWriter
 ) -> tuple[list[str], dict[str, Any]]:
@@ -223,7 +219,7 @@ def _build(
 
     found: dict[str, Described] = {}
     for network, model in models.items():
-        names = PLAIN if network == "fused" else descriptors_of(_network(model))
+        names = PLAIN if network == "fused" else descriptors_of(network_of(model))
         found[network] = (
             _describe(config, network, "gallery", gallery, model, names),
             _describe(config, network, "queries", queries, model, names),

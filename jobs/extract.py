@@ -16,10 +16,11 @@ from cluster.session import ray_session
 from cluster.storage import open_store
 from cluster.telemetry import say
 from jobs.config import JobConfig, how
-from jobs.inputs import Table, open_model, open_table, refuse_lacking
+from jobs.inputs import Table, network_of, open_model, open_table
 from jobs.make import make
 from jobs.planning import cut
 from jobs.streaming import DescribeConfig, describe_into, plan_line, unit_names
+from manet.config import refuse_lacking
 from manet.names import DescriptorName
 
 
@@ -57,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     """Run the job; returns its summary."""
     table = open_table(config.catalog, "catalog", "--catalog")
     model = open_model(config.model)
-    refuse_lacking(model, config.names)
+    refuse_lacking(network_of(model), config.names)
     if config.dry_run:
         return _plan(config, table, model)
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from cluster.artifact import Artifact, Input, open_artifact, sha256_of
 from cluster.errors import BadInputError, ObjectMissingError
 from cluster.storage import resolve_uri, split_uri
 from jobs.parquet import reading
-from manet import config
-from manet.names import DescriptorName
+from manet.config import CONFIG, NetworkConfig, read_config
 from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
 
 Kind = Literal["catalog", "queries"]
@@ -195,13 +193,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}")
 
 
-def refuse_lacking(model: Artifact, descriptors: Iterable[DescriptorName]) -> None:
-    """Refuse descriptors that a model cannot give, before anything is begun.
-
-    Raises:
-        InputError: the first of them.
-    """
-    config.refuse_lacking(config.read_config(local_copy(model, config.CONFIG)).network, descriptors)
+def network_of(model: Artifact) -> NetworkConfig:
+    """The network of a model, without its weights."""
+    return read_config(local_copy(model, CONFIG)).network
 
 
 def local_copy(artifact: Artifact, prefix: str = "") -> Path:

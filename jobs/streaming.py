@@ -27,12 +27,11 @@ from cluster.storage import Store
 from cluster.streams import configure_data, open_board, waiting_for, watched
 from cluster.telemetry import Meter, say
 from jobs.config import how
-from jobs.inputs import Table, local_copy
+from jobs.inputs import Table, network_of
 from jobs.memory import FOR_PASSES
 from jobs.pictures import check_rejects
 from jobs.planning import Ask, Plan, Unit, cut, fit
 from jobs.workers import COUNTED, Describe, Fetch, ModelActor
-from manet.config import read_config
 from manet.images import PictureConfig
 from manet.names import DescriptorName
 
@@ -311,7 +310,7 @@ def flow(
 
 def picture_config(model: Artifact, size: int) -> PictureConfig:
     """How a model wants its pictures; `size` in px stands in for the model's own unless it is 0."""
-    pictures = read_config(local_copy(model, "config.json")).network.pictures
+    pictures = network_of(model).pictures
     return pictures.model_copy(update={"size": size}) if size else pictures
 
 

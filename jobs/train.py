@@ -28,14 +28,14 @@ from cluster.session import ray_session
 from cluster.storage import open_store
 from cluster.telemetry import Meter
 from jobs.config import JobConfig, how
-from jobs.inputs import fetch_weights, local_copy, open_model
+from jobs.inputs import fetch_weights, network_of, open_model
 from jobs.make import make
 from jobs.masks import CLAIMS, RENDERED, MapKind, build_masks, mapper
 from jobs.training import default_cpus, drop_checkpoints, fit
 from jobs.training_plan import Branch, Plan
 from manet.backbone import create, is_lite0
 from manet.checkpoint import load_model, save_branch
-from manet.config import Attention, NetworkConfig, RegionWeights, TextSource, read_config
+from manet.config import Attention, NetworkConfig, RegionWeights, TextSource
 from manet.images import PictureConfig
 from manet.network import InitialWeights, MANet, initial, load_text
 from manet.text import PUBLIC
@@ -274,7 +274,7 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
         WeightsError: a text branch that is added has no weights.
     """
     if init is not None:
-        theirs = read_config(local_copy(init, "config.json")).network
+        theirs = network_of(init)
         for name in ("backbone", "text"):
             added = name == "text" and theirs.text == "none"
             if name in config.model_fields_set and not added and getattr(config, name) != getattr(theirs, name):
@@ -290,7 +290,7 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
             chosen["pictures"] = PictureConfig(size=config.size)
         network = theirs.model_copy(update=chosen | {"classes": classes})
         if network.attention == "none":  # whose regions have no weights
-            if "region_weights" in chosen and config.region_weights == "learned":
+            if chosen.get("region_weights") == "learned":
                 raise BadInputError(
                     f"--region-weights learned: needs saliency attention, and the model of --init {config.init} has none; "
                     "leave the flag out"

@@ -27,7 +27,7 @@ from cluster.storage import open_store, read_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import say
 from jobs.bench.by_torchvision import Pictures
-from jobs.inputs import Table, open_model, open_table, refuse_lacking
+from jobs.inputs import Table, network_of, open_model, open_table
 from jobs.loading import FETCHES
 from jobs.memory import FOR_PASSES
 from jobs.pictures import load_picture
@@ -36,6 +36,7 @@ from jobs.plotting import seconds_png
 from jobs.rates import ModelRate, Rates, add_rates, origin
 from jobs.streaming import DescribeConfig, picture_config, plan_of, stream
 from jobs.workers import Describe, make_loader
+from manet.config import refuse_lacking
 from manet.errors import PictureError
 from manet.names import DescriptorName
 
@@ -68,7 +69,7 @@ class Config(DescribeConfig):
 def run(config: Config) -> dict[str, Any]:
     """Measure all on the same cores; returns the rates and the job's ratio to each."""
     table, model = open_table(config.catalog, "catalog", "--catalog"), open_model(config.model)
-    refuse_lacking(model, [config.descriptor])
+    refuse_lacking(network_of(model), [config.descriptor])
     rows = min(config.pictures, table.rows)
     units = cut(rows, config.part_rows)
     with ray_session(config):

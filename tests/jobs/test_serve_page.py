@@ -4,41 +4,39 @@ import io
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import (
     Browser,
-    ConsoleMessage,
     FilePayload,
-    Page,
     Request,
     Route,
-    ViewportSize,
     expect,
     sync_playwright,
 )
 
 from tests.jobs.conftest import MAX_PIXELS, Service
+from tests.jobs.pages import (
+    HELD_CUTS,
+    NO_PICTURE,
+    WAIT,
+    answer_next,
+    ask,
+    crop_middle,
+    drag,
+    hold,
+    new_page,
+    no_serious_fault,
+    open_page,
+    refuse_with,
+    settle,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt install chromium")
-WAIT = 20_000  # ms
-NO_PICTURE: FilePayload = {"name": "a.txt", "mimeType": "text/plain", "buffer": b"hello"}
-HELD_CUTS = """() => {
-  const [open, blob] = [window.createImageBitmap, HTMLCanvasElement.prototype.toBlob];
-  const held = new Promise((done) => { window.letCut = done; });
-  window.createImageBitmap = async (...given) => { await held; return open(...given); };
-  window.wasCut = new Promise((cut) => {
-    HTMLCanvasElement.prototype.toBlob = function (done, ...rest) {
-      blob.call(this, (found) => { done(found); setTimeout(cut); }, ...rest);
-    };
-  });
-}"""  # a slow device: no picture is cut before letCut()
 
 
 @pytest.fixture(scope="module")
@@ -49,91 +47,12 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def _page(browser: Browser, address: str, faults: list[str], *, phone: bool = False, dark: bool = False) -> Page:
-    """An empty page, with all that the browser complains of collected in `faults`."""
-    size: ViewportSize = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 860}
-    scheme: Literal["dark", "light"] = "dark" if dark else "light"
-    context = browser.new_context(viewport=size, has_touch=phone, is_mobile=phone, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(WAIT)
-    own = address.partition("#")[0].rstrip("/")
-
-    def said(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            faults.append(message.text)
-
-    def asked(request: Request) -> None:
-        if request.url.startswith(("http", "ws")) and not request.url.startswith(own):
-            faults.append(f"a request to outside: {request.url}")
-
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", said)
-    page.on("request", asked)
-    return page
-
-
-def _open(browser: Browser, address: str, faults: list[str], *, phone: bool = False, dark: bool = False) -> Page:
-    page = _page(browser, address, faults, phone=phone, dark=dark)
-    page.goto(address)
-    expect(page.locator("#samples img").first).to_be_visible(timeout=WAIT)
-    return page
-
-
-def _ask(page: Page, path: Path) -> None:
-    page.set_input_files("#file", path)
-    expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
-
-
-def _crop(page: Page) -> None:
-    _drag(page, (0.3, 0.3), (0.75, 0.8))
-
-
-def _drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Over the query's square, in shares of it."""
-    box = page.locator("#stage").bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1] * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + end[0] * box["width"], box["y"] + end[1] * box["height"], steps=4)
-    page.mouse.up()
-
-
-def _next(page: Page, pattern: str, answer: Callable[[Route], None], count: int = 1) -> None:
-    """So many requests like this are answered so. The route stays: as the last one goes, Chromium may lose a request."""
-    left = iter(range(count))
-    page.route(pattern, lambda route: route.fallback() if next(left, None) is None else answer(route))
-
-
-def _hold(page: Page, pattern: str) -> list[Route]:
-    """The next request like this gets no answer before it is given one."""
-    held: list[Route] = []
-    _next(page, pattern, held.append)
-    return held
-
-
-def _settle(page: Page) -> None:
-    """What the page was about to ask is asked."""
-    with page.expect_response("**/healthz"):
-        page.evaluate("fetch('healthz').then(() => null)")
-
-
-def _refuse(route: Route, status: int, code: str = "refused") -> None:
-    """An error as the service sends it."""
-    route.fulfill(status=status, json={"error": {"code": code, "message": f"A {status}."}})
-
-
-def _no_serious_fault(page: Page) -> None:
-    found = Axe().run(page).response["violations"]
-    serious = [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in {"serious", "critical"}]
-    assert not serious
-
-
 def test_a_visitor_searches(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
-    _no_serious_fault(page)
-    _ask(page, service.queries()[0])
-    _no_serious_fault(page)
+    page = open_page(browser, service.address, faults)
+    no_serious_fault(page)
+    ask(page, service.queries()[0])
+    no_serious_fault(page)
     expect(page.locator("#found-title")).to_have_text("7 answers")
     page.locator("label", has_text="Saliency").click()
     expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
@@ -143,7 +62,7 @@ def test_a_visitor_searches(browser: Browser, service: Service) -> None:
     page.get_by_role("button", name=re.compile("^Why answer 1")).click()
     expect(page.locator("#why-pairs li")).to_have_count(5, timeout=WAIT)
     expect(page.get_by_role("status").filter(has_text="is a sum over all pairs")).to_be_visible()
-    _no_serious_fault(page)
+    no_serious_fault(page)
     page.keyboard.press("Escape")
     expect(page.locator("#why")).to_be_hidden()
     assert not faults
@@ -151,11 +70,11 @@ def test_a_visitor_searches(browser: Browser, service: Service) -> None:
 
 def test_the_picture_is_cropped_by_dragging_and_by_keys(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
-    _ask(page, service.queries()[0])
+    page = open_page(browser, service.address, faults)
+    ask(page, service.queries()[0])
     whole = page.locator(".score").all_inner_texts()
     with page.expect_response("**/v1/search") as answer:
-        _crop(page)
+        crop_middle(page)
     assert answer.value.ok
     expect(page.locator("#cropbox")).to_be_visible()
     expect(page.locator(".score").first).not_to_have_text(whole[0], timeout=WAIT)
@@ -180,12 +99,12 @@ def test_the_picture_is_cropped_by_dragging_and_by_keys(browser: Browser, servic
 
 def test_errors_are_said_clearly(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     page.set_input_files("#file", NO_PICTURE)
     expect(page.get_by_role("alert")).to_contain_text("This file is not a picture. Give JPEG, PNG")
     expect(page.locator("#drop")).to_be_visible()
-    _no_serious_fault(page)
-    _ask(page, service.queries()[0])
+    no_serious_fault(page)
+    ask(page, service.queries()[0])
     expect(page.get_by_role("alert")).to_be_hidden()
     page.context.set_offline(True)
     page.locator("#k").select_option("14")
@@ -196,10 +115,10 @@ def test_errors_are_said_clearly(browser: Browser, service: Service) -> None:
 
 
 def test_an_unusable_file_leaves_what_stands(browser: Browser, service: Service) -> None:
-    page = _open(browser, service.address, [])
-    _ask(page, service.queries()[0])
+    page = open_page(browser, service.address, [])
+    ask(page, service.queries()[0])
     page.locator("label", has_text="Saliency").click()
-    _crop(page)
+    crop_middle(page)
     expect(page.locator("#whole")).to_be_visible()
     expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
     titles, scores = page.locator(".answer .title").all_inner_texts(), page.locator(".score").all_inner_texts()
@@ -224,14 +143,14 @@ def test_an_unusable_file_leaves_what_stands(browser: Browser, service: Service)
 
 @pytest.mark.parametrize("busy", [False, True], ids=["slow", "busy"])
 def test_what_stands_without_answers_is_asked_again(browser: Browser, service: Service, busy: bool) -> None:
-    page = _open(browser, service.address, [])
-    _ask(page, service.queries()[0])
-    held = _hold(page, "**/v1/search")
+    page = open_page(browser, service.address, [])
+    ask(page, service.queries()[0])
+    held = hold(page, "**/v1/search")
     with page.expect_request("**/v1/search"):
         page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
     expect(page.locator("#query-title")).to_be_visible()
     if busy:
-        _refuse(held[0], 503, "overloaded")
+        refuse_with(held[0], 503, "overloaded")
         expect(page.get_by_role("alert")).to_contain_text("A 503.")
     page.set_input_files("#file", NO_PICTURE)
     expect(page.get_by_role("alert")).to_contain_text("This file is not a picture.")
@@ -242,10 +161,10 @@ def test_what_stands_without_answers_is_asked_again(browser: Browser, service: S
 
 def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
-    _ask(page, service.queries()[0])
+    page = open_page(browser, service.address, faults)
+    ask(page, service.queries()[0])
     whole = page.locator(".score").all_inner_texts()
-    _crop(page)
+    crop_middle(page)
     expect(page.locator(".score").first).not_to_have_text(whole[0], timeout=WAIT)
     cropped = page.locator(".score").all_inner_texts()
     page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
@@ -263,7 +182,7 @@ def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
     assert page.url == item
     page.go_back()
     expect(page.locator(".score")).to_have_text(cropped, timeout=WAIT)
-    held = _hold(page, "**/v1/search")
+    held = hold(page, "**/v1/search")
     page.go_forward()
     expect(page.locator("#query-title")).to_be_visible()
     with page.expect_event("requestfailed"):  # back before the item's answers are there
@@ -294,19 +213,19 @@ def test_back_finds_the_photo_again(browser: Browser, service: Service) -> None:
 
 
 def test_the_index_tab_loses_no_photo(browser: Browser, service: Service) -> None:
-    page = _open(browser, service.address, [])
-    held = _hold(page, "**/v1/search")
+    page = open_page(browser, service.address, [])
+    held = hold(page, "**/v1/search")
     with page.expect_request("**/v1/search"):
         page.set_input_files("#file", service.queries()[0])
     page.get_by_role("tab", name="Index").click()
     with page.expect_response("**/v1/search"):
         held[0].continue_()
-    _settle(page)
+    settle(page)
     page.go_back()
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
     expect(page.locator(".answer").first).to_be_visible()
     page.get_by_role("button", name="Clear").click()
-    _next(page, "**/v1/index", lambda route: _refuse(route, 502, "store"))
+    answer_next(page, "**/v1/index", lambda route: refuse_with(route, 502, "store"))
     page.get_by_role("tab", name="Index").click()
     expect(page.get_by_role("alert")).to_contain_text("A 502.")
     assert "#" not in page.url
@@ -319,13 +238,13 @@ def test_the_index_tab_loses_no_photo(browser: Browser, service: Service) -> Non
 
 
 def test_an_unusable_file_takes_no_answers_by_way_of_the_index(browser: Browser, service: Service) -> None:
-    page = _open(browser, service.address, [])
-    _ask(page, service.queries()[0])
-    held = _hold(page, "**/v1/search")
+    page = open_page(browser, service.address, [])
+    ask(page, service.queries()[0])
+    held = hold(page, "**/v1/search")
     with page.expect_request("**/v1/search"):
         page.set_input_files("#file", service.queries()[1])
     page.get_by_role("tab", name="Index").click()
-    _refuse(held[0], 413, "too_large")
+    refuse_with(held[0], 413, "too_large")
     page.get_by_role("tab", name="Search").click()
     expect(page.get_by_role("alert")).to_contain_text("A 413.")
     expect(page.locator(".answer")).to_have_count(7)
@@ -333,11 +252,12 @@ def test_an_unusable_file_takes_no_answers_by_way_of_the_index(browser: Browser,
 
 def test_a_picture_that_is_dropped_on_the_index_is_searched_with(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     page.get_by_role("tab", name="Index").click()
     page.evaluate("document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
     expect(page.get_by_role("alert")).to_contain_text("is not a file")
     page.get_by_role("tab", name="Index").click()
+    expect(page.locator(".figure").first).to_be_visible()
     page.set_input_files("#file", service.queries()[0])  # as a drop or a paste does, which need no tab either
     expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
     expect(page.get_by_role("tab", name="Search")).to_have_attribute("aria-selected", "true")
@@ -348,7 +268,7 @@ def test_a_picture_that_is_dropped_on_the_index_is_searched_with(browser: Browse
 
 
 def test_an_item_whose_picture_cannot_be_used_is_searched_with_all_the_same(browser: Browser, service: Service) -> None:
-    page = _open(browser, service.address, [])
+    page = open_page(browser, service.address, [])
     page.evaluate("Math.random = () => 0")
     asked: list[float] = []
 
@@ -358,9 +278,9 @@ def test_an_item_whose_picture_cannot_be_used_is_searched_with_all_the_same(brow
             error = {"code": "overloaded", "message": "Busy."}
             route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": error})
         else:
-            _refuse(route, 413, "too_large")
+            refuse_with(route, 413, "too_large")
 
-    _next(page, "**/v1/search", refuse, 2)
+    answer_next(page, "**/v1/search", refuse, 2)
     page.locator("#samples button").first.click()
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -369,13 +289,13 @@ def test_an_item_whose_picture_cannot_be_used_is_searched_with_all_the_same(brow
 
 def test_what_is_no_photo_is_not_cropped(browser: Browser, service: Service, tmp_path: Path) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     with Image.open(service.queries()[0]) as picture:
         picture.convert("RGB").resize((400, 100)).save(tmp_path / "wide.png")
-    _ask(page, tmp_path / "wide.png")
-    _drag(page, (0.1, 0.05), (0.9, 0.3))  # the white above the photo
+    ask(page, tmp_path / "wide.png")
+    drag(page, (0.1, 0.05), (0.9, 0.3))  # the white above the photo
     expect(page.locator("#cropbox")).to_be_hidden()
-    _drag(page, (0.1, 0.05), (0.9, 0.95))
+    drag(page, (0.1, 0.05), (0.9, 0.95))
     expect(page.locator("#whole")).to_be_visible()
     place = page.locator("#cropbox").evaluate("box => [box.style.top, box.style.height].map(parseFloat)")
     assert place == pytest.approx([37.5, 25])
@@ -384,7 +304,7 @@ def test_what_is_no_photo_is_not_cropped(browser: Browser, service: Service, tmp
 
 def test_clear_begins_anew(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     page.locator("#category").select_option(index=1)
     page.locator("#k").select_option("28")
     expect(page.locator("#empty")).to_contain_text("the 28 most similar")
@@ -400,7 +320,7 @@ def test_clear_begins_anew(browser: Browser, service: Service) -> None:
 @pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
 def test_formats_that_only_one_side_opens(browser: Browser, service: Service, kind: str) -> None:
     """The service opens TIFF and shows it to the browser; the browser opens AVIF and sends it as JPEG."""
-    page = _open(browser, service.address, [])
+    page = open_page(browser, service.address, [])
     sink = io.BytesIO()
     with Image.open(service.queries()[0]) as picture:
         picture.convert("RGB").save(sink, kind)
@@ -416,16 +336,16 @@ def test_formats_that_only_one_side_opens(browser: Browser, service: Service, ki
 
 def test_a_link_shows_the_same_search(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     page.locator("#samples button").first.click()
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
     page.locator("#category").select_option(index=1)
     expect(page.locator(".chip")).to_have_count(1)
     expect(page.locator("#found-note")).to_contain_text("in ")
     titles = page.locator(".answer .title").all_inner_texts()
-    other = _open(browser, page.url, faults)
+    other = open_page(browser, page.url, faults)
     expect(other.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
-    other = _open(browser, f"{page.url}&k=9", faults)  # a number that is not offered: seven
+    other = open_page(browser, f"{page.url}&k=9", faults)  # a number that is not offered: seven
     expect(other.locator(".answer .title")).to_have_text(titles, timeout=WAIT)
     page.get_by_role("button", name=re.compile("^Similar to answer 1")).click()
     expect(page.locator("#query-picture")).to_have_attribute("alt", titles[0])
@@ -441,11 +361,11 @@ def test_a_link_shows_the_same_search(browser: Browser, service: Service) -> Non
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_phone(browser: Browser, service: Service, dark: bool) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults, phone=True, dark=dark)
+    page = open_page(browser, service.address, faults, phone=True, dark=dark)
     expect(page.get_by_role("button", name="Take a photo")).to_be_visible()
     assert page.locator("#drop p").inner_text() == "A photo of the product"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    _ask(page, service.queries()[1])
+    ask(page, service.queries()[1])
     page.locator(".answer .picture").first.tap()
     expect(page.locator(".answer .overlay.shown")).to_have_count(1, timeout=WAIT)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -457,18 +377,18 @@ def test_a_phone(browser: Browser, service: Service, dark: bool) -> None:
     title.tap()
     after = title.bounding_box()
     assert before and after and after["height"] > before["height"]
-    _no_serious_fault(page)
+    no_serious_fault(page)
     page.get_by_role("tab", name="Index").tap()
     expect(page.locator(".bars li").first).to_be_visible()
     expect(page.locator(".plot")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    _no_serious_fault(page)
+    no_serious_fault(page)
     assert not faults
 
 
 def test_the_index_tab_by_keyboard(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     page.get_by_role("tab", name="Search").focus()
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="Index")).to_be_focused()
@@ -481,11 +401,11 @@ def test_the_index_tab_by_keyboard(browser: Browser, service: Service) -> None:
 
 def test_a_slow_crop_does_not_overtake_the_next_query(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
-    _ask(page, service.queries()[0])
+    page = open_page(browser, service.address, faults)
+    ask(page, service.queries()[0])
     whole = page.locator(".score").all_inner_texts()
     page.evaluate(HELD_CUTS)
-    _crop(page)
+    crop_middle(page)
     expect(page.locator("#cropbox")).to_be_visible()
     with page.expect_response("**/v1/search"):
         page.get_by_role("button", name="Whole picture").click()
@@ -493,7 +413,7 @@ def test_a_slow_crop_does_not_overtake_the_next_query(browser: Browser, service:
     searches: list[Request] = []
     page.on("request", lambda request: searches.append(request) if "/v1/search" in request.url else None)
     page.evaluate("letCut(), wasCut")
-    _settle(page)
+    settle(page)
     assert not searches
     expect(page.locator(".score")).to_have_text(whole)
     assert not faults
@@ -501,16 +421,16 @@ def test_a_slow_crop_does_not_overtake_the_next_query(browser: Browser, service:
 
 def test_a_slow_link_does_not_replace_what_was_asked_since(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
-    held = _hold(page, "**/v1/items/*")
+    page = open_page(browser, service.address, faults)
+    held = hold(page, "**/v1/items/*")
     item = service.client.search(service.gallery()[0], k=1)["results"][0]["image_id"]
     page.evaluate("(id) => { location.hash = `#id=${encodeURIComponent(id)}`; }", item)
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)  # the search does not wait for the item
-    _ask(page, service.queries()[0])
+    ask(page, service.queries()[0])
     expect(page.locator("#found-title")).to_have_text("7 answers", timeout=WAIT)
     with page.expect_response("**/v1/items/*"):
         held[0].continue_()
-    _settle(page)
+    settle(page)
     expect(page.locator("#query-picture")).to_have_attribute("alt", "The query picture")
     expect(page.locator("#found-title")).to_have_text("7 answers")
     expect(page.locator("#query-title")).to_be_hidden()
@@ -520,7 +440,7 @@ def test_a_slow_link_does_not_replace_what_was_asked_since(browser: Browser, ser
 
 def test_the_keyboard_keeps_its_place_and_the_answers(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     page.locator("#samples button").first.press("Enter")
     expect(page.locator(".answer")).to_have_count(7, timeout=WAIT)
     expect(page.locator("#results")).to_be_focused()
@@ -545,9 +465,9 @@ def test_the_keyboard_keeps_its_place_and_the_answers(browser: Browser, service:
 
 def test_why_of_a_closed_answer_does_not_appear_over_the_next(browser: Browser, service: Service) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
-    _ask(page, service.queries()[0])
-    _hold(page, "**/v1/search")
+    page = open_page(browser, service.address, faults)
+    ask(page, service.queries()[0])
+    hold(page, "**/v1/search")
     page.get_by_role("button", name=re.compile("^Why answer 1")).click()
     expect(page.locator("#why-text")).to_contain_text("Looking")
     with page.expect_event("requestfailed"):  # it is given up
@@ -561,15 +481,15 @@ def test_why_of_a_closed_answer_does_not_appear_over_the_next(browser: Browser, 
 
 
 def test_an_old_answer_is_not_shown_for_a_new_picture(browser: Browser, service: Service) -> None:
-    page = _open(browser, service.address, [])
-    _ask(page, service.queries()[0])
+    page = open_page(browser, service.address, [])
+    ask(page, service.queries()[0])
     page.locator("label", has_text="Saliency").click()
     expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
-    _next(page, "**/v1/search", lambda route: _refuse(route, 502, "store"))
+    answer_next(page, "**/v1/search", lambda route: refuse_with(route, 502, "store"))
     page.locator("#k").select_option("14")
     expect(page.get_by_role("alert")).to_contain_text("A 502.")
     expect(page.locator("#found")).to_be_visible()  # of the same picture
-    held = _hold(page, "**/v1/search")
+    held = hold(page, "**/v1/search")
     page.set_input_files("#file", service.queries()[1])
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.locator("#query-map")).not_to_have_class(re.compile("shown"))
@@ -577,7 +497,7 @@ def test_an_old_answer_is_not_shown_for_a_new_picture(browser: Browser, service:
     page.locator("label", has_text="Saliency").click()
     expect(page.locator("#query-map")).not_to_have_class(re.compile("shown"))
     expect(page.locator("#query-map")).not_to_have_attribute("src", re.compile(""))
-    _refuse(held[0], 503, "timed_out")  # of the service, not of the picture
+    refuse_with(held[0], 503, "timed_out")  # of the service, not of the picture
     expect(page.get_by_role("alert")).to_contain_text("A 503.")
     expect(page.locator("#problem-title")).to_have_text("That did not work.")
     expect(page.locator("#found")).to_be_hidden()
@@ -588,29 +508,29 @@ def test_an_old_answer_is_not_shown_for_a_new_picture(browser: Browser, service:
 
 
 def test_a_map_that_was_refused_is_asked_for_again(browser: Browser, service: Service) -> None:
-    page = _open(browser, service.address, [])
-    _ask(page, service.queries()[0])
-    _next(page, "**/image?*map=saliency", lambda route: _refuse(route, 429))
+    page = open_page(browser, service.address, [])
+    ask(page, service.queries()[0])
+    answer_next(page, "**/image?*map=saliency", lambda route: refuse_with(route, 429))
     picture = page.locator(".answer .picture").first
     picture.click()
     expect(picture).to_contain_text("map not available")
     expect(picture).to_have_attribute("aria-pressed", "false")
     expect(page.get_by_role("status")).to_have_text("The map of answer 1 is not available.")
-    _no_serious_fault(page)
+    no_serious_fault(page)
     picture.click()
     expect(picture.locator(".overlay.shown")).to_have_count(1, timeout=WAIT)
     expect(picture).to_have_attribute("aria-pressed", "true")
 
 
 def test_a_token_is_asked_for_in_words(browser: Browser, service: Service) -> None:
-    page = _page(browser, service.address, [])
+    page = new_page(browser, service.address, [])
     accepted = ["first"]
 
     def guard(route: Route) -> None:  # as the service's own, to which the tokens here are unknown
         if route.request.headers.get("authorization") == f"Bearer {accepted[-1]}":
             route.continue_()
         else:
-            _refuse(route, 401, "unauthorized")
+            refuse_with(route, 401, "unauthorized")
 
     def use(token: str) -> None:
         page.get_by_label("Access token").fill(token)
@@ -624,11 +544,11 @@ def test_a_token_is_asked_for_in_words(browser: Browser, service: Service) -> No
     use("wrong")
     expect(page.get_by_role("alert")).to_have_text("This token is not accepted.")
     expect(page.get_by_label("Access token")).to_be_focused()
-    _no_serious_fault(page)
+    no_serious_fault(page)
     use(" first ")
     expect(page.locator("#samples img").first).to_be_visible()
     expect(page.get_by_role("alert")).to_be_hidden()
-    _ask(page, service.queries()[0])
+    ask(page, service.queries()[0])
     categories = page.locator("#category option").count()
     accepted.append("second")
     page.locator("#k").select_option("14")
@@ -640,10 +560,10 @@ def test_a_token_is_asked_for_in_words(browser: Browser, service: Service) -> No
 
 def test_a_picture_of_too_many_pixels_is_made_smaller(browser: Browser, service: Service, tmp_path: Path) -> None:
     faults: list[str] = []
-    page = _open(browser, service.address, faults)
+    page = open_page(browser, service.address, faults)
     with Image.open(service.queries()[0]) as picture:
         large = picture.resize((2600, 2000))
     assert large.width * large.height > MAX_PIXELS
     large.save(tmp_path / "large.jpg", quality=50)
-    _ask(page, tmp_path / "large.jpg")
+    ask(page, tmp_path / "large.jpg")
     assert not faults
