@@ -4,6 +4,7 @@ Every pass has the size that the gallery's passes had, so a query's descriptor h
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from manet.images import PictureConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_BATCHED = 64
+_HUNG_S = 60.0  # of a pass that takes a second or so: the device, or the node, no longer answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,15 @@ class Embedder:
         """Length of its descriptors."""
         return self._describer.dim
 
+    def check_health(self) -> None:
+        """Ray Serve's question: an embedder whose pass does not end is started anew, and its pictures are described by another.
+
+        Raises:
+            RuntimeError: the pass at hand has taken too long.
+        """
+        if self._together.busy_s > _HUNG_S:
+            raise RuntimeError(f"a pass has not ended within {_HUNG_S:g} s")
+
     async def __call__(self, asked: list[Asked]) -> list[Seen | BaseException | None]:
         """Describe pictures; for each what was seen, None where its feature map is dead, or what its pass raised."""
         return list(await asyncio.gather(*map(self._together, asked), return_exceptions=True))
@@ -122,6 +133,12 @@ class Together:
         self._thread, self._work, self._most = thread, work, most
         self._waiting: list[tuple[Asked, asyncio.Future[Seen | None]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._began: float | None = None  # the pass at hand
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the pass at hand has taken; 0: there is none."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     async def __call__(self, asked: Asked) -> Seen | None:
         """The answer of the pass that takes this one."""
@@ -138,6 +155,7 @@ class Together:
             taken, self._waiting = alive[: self._most], alive[self._most :]
             if not taken:
                 break
+            self._began = time.monotonic()
             try:
                 running = asyncio.get_running_loop().run_in_executor(
                     self._thread, self._work, [asked for asked, _ in taken]
@@ -148,6 +166,8 @@ class Together:
                     if not future.done():
                         future.set_exception(error)
                 continue
+            finally:
+                self._began = None
             for (_, future), result in zip(taken, results, strict=True):
                 if not future.done():
                     future.set_result(result)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,13 +19,17 @@ import pytest
 
 from cluster.errors import BadInputError
 from cluster.local_s3 import free_ports
+from jobs.querying import open_index, query_spec
+from jobs.serving import embedder as embedding
 from jobs.serving import listening as listens
 from jobs.serving.dispatch import Dispatch, LostError
-from jobs.serving.embedder import Asked, Seen
+from jobs.serving.embedder import Asked, Embedder, EmbedderSettings, Seen
 from jobs.serving.guard import Guard, Receive, Scope, Send
 from jobs.serving.listening import Door, Server, listening_of, server_of
 from jobs.serving.metrics import ServingMetrics
 from jobs.serving.settings import ServingConfig
+from jobs.streaming import picture_config
+from manet.describe import Described
 from manet.index import build_shard, train
 from manet.search import Searcher
 from manet.shards import ShardFiles
@@ -251,3 +256,32 @@ def test_a_gallery_picture_leaves_its_place_to_its_near_duplicate(tmp_path: Path
 
     with ThreadPoolExecutor(2) as gateway._threads:
         asyncio.run(go())
+
+
+def test_an_embedder_whose_pass_does_not_end_says_so(served_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that no longer answers holds the model's thread; the replica itself still hears Ray Serve's question."""
+    spec = query_spec(open_index(str(served_index)))
+    model = spec.open_model()
+    pictures = picture_config(model, spec.size)
+    embedder = Embedder(EmbedderSettings(model=model, spec=spec, pictures=pictures, gpu=False))
+    square = np.full((pictures.size, pictures.size, 3), 200, np.uint8)
+    go, describe = threading.Event(), embedder._describer.describe
+
+    def hangs(pixels: np.ndarray[Any, Any]) -> Described:
+        go.wait(20)
+        return describe(pixels)
+
+    async def ask() -> None:
+        monkeypatch.setattr(embedder._describer, "describe", hangs)
+        asking = asyncio.create_task(embedder([Asked(pixels=square)]))
+        await asyncio.sleep(0.2)
+        embedder.check_health()  # a pass may take a while
+        monkeypatch.setattr(embedding, "_HUNG_S", 0.1)
+        with pytest.raises(RuntimeError, match=r"has not ended within 0\.1 s"):
+            embedder.check_health()
+        go.set()
+        (seen,) = await asking
+        assert isinstance(seen, Seen)
+        embedder.check_health()
+
+    asyncio.run(ask())

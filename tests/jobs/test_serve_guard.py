@@ -429,9 +429,11 @@ def test_a_pass_takes_all_that_waits_and_loses_nobody() -> None:
             together = Together(thread, work, 4)
             tasks = [asyncio.create_task(together(Asked(pixels=np.array([n])))) for n in range(11)]
             await asyncio.sleep(0.1)
+            assert together.busy_s > 0.05
             tasks[7].cancel()  # whoever gave up is not described
             going.set()
             found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert together.busy_s == 0
             values = [int(each.vector[0]) for each in found if isinstance(each, Seen)]
             assert values == [n for n in range(11) if n != 7]
             again = await together(Asked(pixels=np.array([42])))

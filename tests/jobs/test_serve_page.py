@@ -257,6 +257,10 @@ def test_a_picture_that_is_dropped_on_the_index_is_searched_with(browser: Browse
     page.evaluate("document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
     expect(page.get_by_role("alert")).to_contain_text("is not a file")
     page.get_by_role("tab", name="Index").click()
+    paste = "new ClipboardEvent('paste', {clipboardData: new DataTransfer(), bubbles: true})"
+    page.evaluate(f"document.body.dispatchEvent({paste})")
+    expect(page.get_by_role("alert")).to_contain_text("What you pasted is not a picture")
+    page.get_by_role("tab", name="Index").click()
     expect(page.locator(".figure").first).to_be_visible()
     page.set_input_files("#file", service.queries()[0])  # as a drop or a paste does, which need no tab either
     expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)

@@ -51,8 +51,12 @@ export class Query {
       else this.onProblem("no_file", "What you dropped is not a file. Save the picture first, then drop it.");
     });
     document.addEventListener("paste", (event) => {
-      const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
+      const files = [...event.clipboardData.files];
+      const file = files.find((each) => each.type.startsWith("image/")) ?? files[0];
       if (file) this.take(file);
+      else if (!event.target.closest?.("input, textarea")) {
+        this.onProblem("no_file", "What you pasted is not a picture. Copy a picture, or its file, then paste it.");
+      }
     });
     this.bindStage();
   }
