@@ -96,7 +96,10 @@ class Claim(_Record):
             (f"input {key}", other.inputs.get(key, "")[:12], self.inputs.get(key, "")[:12])
             for key in sorted({*self.inputs, *other.inputs})
         ]
-        return ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in pairs if was != now)
+        said = dict.fromkeys((f"input {name}" for name in self.inputs), " (sha256 of what it holds)")
+        return ", ".join(
+            f"{name}{said.get(name, '')} was {was!r}, now {now!r}" for name, was, now in pairs if was != now
+        )
 
 
 class Manifest(_Record):
@@ -482,7 +485,9 @@ def open_artifact(uri: str, kind: str, version: int = 0) -> Artifact:
                 continue
     else:
         state = "an unfinished run: run its command again" if store.exists(CLAIM) else "nothing committed"
-        state = f"it has no version {version}" if version and version_numbers(store) else state
+        if version and (numbers := version_numbers(store)):
+            has = ", ".join(map(str, numbers[-9:]))
+            raise ArtifactMissingError(f"{store.uri('')} has no version {version}; the newest that it has: {has}")
         raise ArtifactMissingError(f"{store.uri('')} is not {_a(kind)} artifact: {state} (no {version_name(number)})")
     if manifest.kind != kind:
         raise WrongKindError(f"{store.uri('')} holds {_a(manifest.kind)}, but {_a(kind)} is needed here")

@@ -4,7 +4,8 @@ ClusterError
 |-- BadInputError              what the user gave cannot be used (the commands exit with 2)
 |   |-- ClaimMismatchError     the folder belongs to another command
 |   |-- ArtifactMissingError   nothing committed there
-|   `-- WrongKindError         an artifact of another kind
+|   |-- WrongKindError         an artifact of another kind
+|   `-- MisplacedError         a folder where a file is wanted, or the reverse (an ObjectDeniedError too)
 |-- StoreError                 the world failed (exit 1)
 |   |-- RetryableStoreError    throttled, timed out, reset, 5xx, and still so after all retries
 |   `-- PermanentStoreError    denied, wrong secret, no such bucket, read-only folder, disk full
@@ -55,6 +56,10 @@ class ObjectMissingError(PermanentStoreError):
 
 class ObjectDeniedError(PermanentStoreError):
     """This one object is not given: denied, archived, or of a name that none can have. The store itself answers."""
+
+
+class MisplacedError(ObjectDeniedError, BadInputError):
+    """A folder where a file is wanted, or a file where a folder is."""
 
 
 class AlreadyExistsError(PermanentStoreError):

@@ -23,6 +23,7 @@ from typing_extensions import override
 from cluster.errors import (
     AlreadyExistsError,
     BadInputError,
+    MisplacedError,
     ObjectDeniedError,
     ObjectMissingError,
     PermanentStoreError,
@@ -359,8 +360,10 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ObjectMissingError(f"{path}: no such file") from None
-    except (IsADirectoryError, NotADirectoryError):
-        raise ObjectDeniedError(f"{path}: a file is in the way of a folder, or the reverse; choose another") from None
+    except IsADirectoryError:
+        raise MisplacedError(f"{path}: a folder, and a file is wanted there; choose another") from None
+    except NotADirectoryError:
+        raise MisplacedError(f"{path}: what lies above it is a file and no folder; choose another") from None
     except PermissionError:
         raise ObjectDeniedError(f"{path}: permission denied; see to its rights, or choose another") from None
     except OSError as error:

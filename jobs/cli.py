@@ -92,6 +92,8 @@ class _Family(click.Command):
     ) -> click.Context:
         if args and args[0] in self.others:
             return self.others[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        if args and not args[0].startswith("-"):
+            raise click.UsageError(f"{info_name} has no command {args[0]!r}; it has {', '.join(self.others)}")
         return super().make_context(info_name, args, parent, **extra)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -215,17 +217,41 @@ def _load(config: type[BaseModel], path: Path | None, given: dict[str, Any]) -> 
 
 def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _OnceLoader)  # noqa: S506 - a safe one
     except OSError as error:
         raise BadInputError(f"--config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInputError(f"--config {path}: not YAML: {_one_line(error)}") from None
+        raise BadInputError(f"--config {path}: not YAML: {_yaml_fault(error)}") from None
     if not isinstance(values, dict):
         raise BadInputError(f"--config {path}: must be a mapping of flag: value")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     if unknown := sorted(values.keys() - config.model_fields.keys()):
         raise BadInputError(f"--config {path}: unknown key {unknown[0]}; the keys are the flags of --help")
+    for key, value in values.items():
+        if isinstance(value, bool) and _inner_type(config.model_fields[key].annotation) in (int, float):
+            raise BadInputError(f"--config {path}: {key} is a number, not {str(value).lower()}")
     return values
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Safe YAML whose mappings have each key once; YAML says so, PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set[Any]()
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True) if isinstance(key, yaml.ScalarNode) else None
+            spelt = name.replace("-", "_") if isinstance(name, str) else name
+            if name is not None and spelt in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", key.start_mark)
+            seen.add(spelt)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_fault(error: Exception) -> str:
+    """Where and what, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    return where + (getattr(error, "problem", None) or " ".join(str(error).split()))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -249,7 +275,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     try:
         root.main(arguments, prog_name="manet", standalone_mode=False)
     except click.ClickException as error:
-        return _fail(2, error.format_message() + "; see --help", debug)
+        return _fail(2, error.format_message().rstrip(".") + "; see --help", debug)
     except (KeyboardInterrupt, click.Abort):
         same = "the same command without --overwrite" if "--overwrite" in arguments else "the same command"
         return _fail(1, f"stopped; {same} continues where it was", debug)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import field_validator
 
 from cluster.artifact import MANIFEST, ArtifactWriter, Blob, Input
-from cluster.errors import BadInputError, IntegrityError, JobFailedError, ObjectMissingError
+from cluster.errors import BadInputError, IntegrityError, JobFailedError, MisplacedError, ObjectMissingError
 from cluster.session import ray_session
 from cluster.storage import open_store, resolve_uri, split_uri
 from cluster.tasks import run_tasks
@@ -225,9 +225,12 @@ def _guess(config: Config) -> Format:
     if not name.endswith(".csv"):
         return "artifact" if open_store(config.source).exists(MANIFEST) else "folder"
     cells = [cell.strip().lower() for cell in _header(_read(config.source))]
-    if cells[:1] == ["validation image id"]:
+    if not cells:
+        raise BadInputError(f"--source {config.source}: its first line is empty; a table's names its columns")
+    if cells[0] == "validation image id":
         return "validation-csv"
-    return "table" if "uri" in cells else "training-csv"
+    ours = not config.images and cells[0].startswith(("image_id", "query_id"))  # a table of ours without its uri
+    return "table" if "uri" in cells or ours else "training-csv"
 
 
 def _header(data: bytes) -> list[str]:
@@ -241,6 +244,8 @@ def _read(uri: str) -> bytes:
         return store.read(name)
     except ObjectMissingError:
         raise BadInputError(f"--source {uri}: no such file") from None
+    except MisplacedError as error:
+        raise BadInputError(f"--source {error}") from None
 
 
 def _folder(config: Config) -> pa.Table:
@@ -249,14 +254,35 @@ def _folder(config: Config) -> pa.Table:
         raise BadInputError("--kind queries: a folder does not say what is relevant; give a table with that column")
     store = open_store(config.source)
     every = [entry.name for entry in store.list()]
+    if not every:
+        raise BadInputError(f"--source {config.source}: no such folder, or nothing is in it")
     names = [name for name in every if name.lower().endswith(PICTURES)]
     if len(names) < len(every):
         other = next(name for name in every if not name.lower().endswith(PICTURES))
         say(f"ingest: {len(every) - len(names)} files have no picture's ending and are passed over, e.g. {other}")
     ids = [name.rpartition(".")[0] for name in names]
+    _check_names(config, names, ids)
     return pa.table(
         {"image_id": pa.array(ids, pa.string()), "uri": pa.array([store.uri(name) for name in names], pa.string())}
     )
+
+
+def _check_names(config: Config, names: list[str], ids: list[str]) -> None:
+    """Every picture of a folder has an id of its own.
+
+    Raises:
+        BadInputError: a name that no table holds, or two of one id.
+    """
+    seen: dict[str, str] = {}
+    for name, image_id in zip(names, ids, strict=True):
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise BadInputError(f"--source {config.source}: the file name {name!r} is not UTF-8; rename it")
+        if image_id in seen:
+            raise BadInputError(
+                f"--source {config.source}: {seen[image_id]} and {name} would both have the id {image_id!r}, "
+                "a file's path without its ending; rename one"
+            )
+        seen[image_id] = name
 
 
 def _table(config: Config, data: bytes) -> pa.Table:

@@ -204,9 +204,7 @@ def delete(config: DeleteConfig) -> dict[str, Any]:
 
 
 def compact(config: CompactConfig) -> dict[str, Any]:
-    """Rewrite shards that are small or have many deleted rows; retrain when new pictures have drifted away, or when so many
-    rows would be given another factory.
-    """
+    """Rewrite shards that are small or have many deleted rows; retrain a quantizer that no longer fits."""
 
     def change(base: Artifact) -> Change | None:
         dead = dead_rows(base)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Input, Part, open_artifact
-from cluster.errors import BadInputError, IntegrityError, JobFailedError, ObjectMissingError
+from cluster.errors import BadInputError, IntegrityError, JobFailedError, MisplacedError, ObjectMissingError
 from cluster.storage import read_uri
 from jobs.config import JobConfig
 from jobs.inputs import Table, cache_folder, open_model
@@ -197,8 +197,12 @@ def read_ids(uri: str, flag: str) -> list[str]:
     """
     try:
         lines = read_uri(uri).decode("utf-8-sig").splitlines()
-    except (ObjectMissingError, UnicodeDecodeError):
+    except ObjectMissingError:
         raise BadInputError(f"{flag} {uri}: no such text file; it has one id a line") from None
+    except UnicodeDecodeError:
+        raise BadInputError(f"{flag} {uri}: it is no UTF-8 text; it has one id a line") from None
+    except MisplacedError as error:
+        raise BadInputError(f"{flag} {error}") from None
     ids = sorted({line.strip() for line in lines if line.strip()})
     if not ids:
         raise BadInputError(f"{flag} {uri}: the file has no ids; it has one a line")

@@ -146,9 +146,12 @@ async def _known_parameters(request: Request) -> None:
         Refusal: there is one that the route does not have.
     """
     known = [field.alias for field in request.scope["route"].dependant.query_params]
-    if unknown := [name for name in request.query_params if name not in known]:
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    if unknown := [name for name in given if name not in known]:
         has = f"this address takes {', '.join(sorted(known))}" if known else "this address takes none"
         raise Refusal(422, "unknown_field", f"There is no parameter {unknown[0]}; {has}.")
+    if repeated := [name for name, count in given.items() if count > 1]:
+        raise Refusal(422, "repeated_field", f"{repeated[0]} is given {given[repeated[0]]} times; give it once.")
 
 
 def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:

@@ -61,7 +61,7 @@ class TestLife:
         _open(store)
         with pytest.raises(ClaimMismatchError, match="--size was 480, now 320"):
             _open(store, size=320)
-        with pytest.raises(ClaimMismatchError, match="input catalog was 'aa', now 'bb'"):
+        with pytest.raises(ClaimMismatchError, match=r"input catalog \(sha256 of what it holds\) was 'aa', now 'bb'"):
             _open(store, sha="bb")
         with pytest.raises(ClaimMismatchError, match="descriptors"):
             _open(store, kind="index")

@@ -320,7 +320,7 @@ def test_temporary_keys_do_not_travel(s3: LocalS3, s3_root: str, monkeypatch: py
 
 def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PermanentStoreError, match="in the way"):
+    with pytest.raises(PermanentStoreError, match="is a file and no folder"):
         open_store(tmp_path / "file" / "below").write("x", b"1")
 
 

@@ -100,7 +100,7 @@ def test_a_store_that_fails(manet: Run, shop: Path, model: Path, s3: LocalS3) ->
 def test_an_out_folder_that_cannot_be_written(manet: Run, shop: Path, model: Path, tmp_path: Path) -> None:
     extract = ("extract", "--catalog", shop / "catalog", "--model", model, "--out")
     (tmp_path / "file").write_text("in the way")
-    assert_refused(manet(*extract, tmp_path / "file" / "out"), 1, str(tmp_path / "file"))
+    assert_refused(manet(*extract, tmp_path / "file" / "out"), 2, str(tmp_path / "file"), "is a file and no folder")
     if os.getuid():  # root may write anywhere
         locked = tmp_path / "locked"
         locked.mkdir()
@@ -118,7 +118,13 @@ def test_config_file_and_flags(manet: Run, tmp_path: Path) -> None:
     config.write_text("product: 3\n")
     assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "unknown key product")
     config.write_text("products: [")
-    assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "not YAML")
+    assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "not YAML: line 1, column 12: ")
+    config.write_text("part-rows: 3\nsize: 64\npart_rows: 4\n")
+    assert_refused(
+        manet("render", "--config", config, "--out", tmp_path / "x"), 2, "line 3, column 1: part_rows stands"
+    )
+    config.write_text("size: yes\n")
+    assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "size is a number, not true")
     assert_refused(manet("render", "--config", tmp_path / "none.yaml", "--out", "x"), 2, "none.yaml")
 
 

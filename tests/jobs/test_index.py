@@ -113,6 +113,12 @@ def test_search_among_some_pictures_only(manet: Run, index: Path, shop: Path, tm
     assert not (tmp_path / "out").exists()
     refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "none.txt")
     assert_refused(refused, 2, "--ids", "no such text file")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path / "binary.txt")
+    assert_refused(refused, 2, "--ids", "no UTF-8 text")
+    refused = manet("search", "--index", index, "--picture", pictures[0], "--ids", tmp_path)
+    assert_refused(refused, 2, "--ids", "a folder, and a file is wanted")
+    assert_refused(manet("index", "ad", "--index", index), 2, "index has no command 'ad'; it has add, delete")
 
 
 def test_evaluate(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:

@@ -100,5 +100,37 @@ def test_what_is_wrong_is_said_with_its_line(manet: Run, tmp_path: Path) -> None
     (tmp_path / "v.csv").write_text("Validation Image ID,Training Image ID\n1,2\n3,\n")
     done = manet("ingest", "--source", tmp_path / "v.csv", "--kind", "queries", "--images", "i", *out)
     assert_refused(done, 2, "v.csv: line 3 has no query or no answer")
-    assert_refused(manet("ingest", "--source", tmp_path / "none", *out), 2, "none")
+    assert_refused(manet("ingest", "--source", tmp_path / "none", *out), 2, "none", "no such folder")
+    for text, words in (("", "its first line is empty"), ("image_id,url\n1,x.jpg\n", "no column 'uri'"),
+                        ("image_id;uri\n1;x.jpg\n", "it has image_id;uri"), ("image_id,uri\n", "no pictures found")):  # fmt: skip
+        (tmp_path / "t.csv").write_text(text)
+        assert_refused(manet("ingest", "--source", tmp_path / "t.csv", *out), 2, "t.csv", words)
+    (tmp_path / "t.csv").write_text('image_id,uri\n"1\n2",x.jpg\n')
+    refused = manet("ingest", "--source", tmp_path / "t.csv", "--format", "table", *out)
+    assert_refused(refused, 2, "t.csv")
+    assert_refused(
+        manet("ingest", "--source", tmp_path, "--format", "urls", *out), 2, "--source", "a folder, and a file"
+    )
+    assert_refused(
+        manet("ingest", "--source", tmp_path / "a.txt" / "b.csv", *out), 2, "--source", "a file and no folder"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ((b"a.jpg", b"a.png"), "a.jpg and a.png would both have the id 'a'"),
+        ((b"a.jpg", b"b\xff.jpg"), r"the file name 'b\udcff.jpg' is not UTF-8; rename it"),
+        ((b"a.jpg", b"b\nc.jpg"), r"image_id 'b\nc' holds a line break"),
+    ],
+)
+def test_a_file_name_that_no_id_can_be_made_of(
+    manet: Run, pictures: list[Path], tmp_path: Path, names: tuple[bytes, bytes], words: str
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(pictures[0].read_bytes())
+    assert_refused(manet("ingest", "--source", folder, "--out", tmp_path / "out"), 2, "--source", words)
     assert not (tmp_path / "out").exists()

@@ -179,6 +179,9 @@ def test_what_cannot_be_used_is_named(service: Service) -> None:
     for path in ("/v1/index?k=3", "/v1/items?count=2&sede=1", f"/v1/items/{service.gallery()[0].stem}/image?size=128"):
         status, _, body = _raw(service, "GET", path)
         assert (status, json.loads(body)["error"]["code"]) == (422, "unknown_field")
+    status, _, body = _raw(service, "GET", f"/v1/items/{service.gallery()[0].stem}/image?side=64&map=none&side=128")
+    assert (status, json.loads(body)["error"]["code"]) == (422, "repeated_field")
+    assert "side is given 2 times" in json.loads(body)["error"]["message"]
     form = "application/x-www-form-urlencoded"
     status, _, body = _raw(service, "POST", "/v1/search?k=3", content_type=form, content_length="0")
     assert status == 422 and "k (in the address)" in json.loads(body)["error"]["message"]

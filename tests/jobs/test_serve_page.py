@@ -260,6 +260,9 @@ def test_a_picture_that_is_dropped_on_the_index_is_searched_with(browser: Browse
     paste = "new ClipboardEvent('paste', {clipboardData: new DataTransfer(), bubbles: true})"
     page.evaluate(f"document.body.dispatchEvent({paste})")
     expect(page.get_by_role("alert")).to_contain_text("What you pasted is not a picture")
+    several = "const two = new DataTransfer(); for (const name of 'ab') two.items.add(new File(['x'], name));"
+    page.evaluate(f"{several} document.body.dispatchEvent(new DragEvent('drop', {{dataTransfer: two}}))")
+    expect(page.get_by_role("alert")).to_contain_text("You dropped several files")
     page.get_by_role("tab", name="Index").click()
     expect(page.locator(".figure").first).to_be_visible()
     page.set_input_files("#file", service.queries()[0])  # as a drop or a paste does, which need no tab either
@@ -420,6 +423,18 @@ def test_a_slow_crop_does_not_overtake_the_next_query(browser: Browser, service:
     settle(page)
     assert not searches
     expect(page.locator(".score")).to_have_text(whole)
+    assert not faults
+
+
+def test_a_link_may_ask_for_any_number_of_answers(browser: Browser, service: Service) -> None:
+    faults: list[str] = []
+    page = open_page(browser, service.address, faults)
+    item = service.client.search(service.gallery()[0], k=1)["results"][0]["image_id"]
+    for number, shown in (("20", 20), ("1000", 7)):
+        address = f"#id={item}&k={number}"
+        page.evaluate("(address) => { location.hash = address; }", address)
+        expect(page.locator(".answer")).to_have_count(shown, timeout=WAIT)
+        expect(page.locator("#k")).to_have_value(str(shown))
     assert not faults
 
 

@@ -28,7 +28,8 @@ export class Filters {
   set({ categories, k, rerank, fold }) {
     this.choose(categories);
     byId("k").value = k;
-    if (!byId("k").value) byId("k").value = USUAL.k; // a number that is not offered
+    if (!byId("k").value && /^([1-9]\d?|100)$/.test(k)) byId("k").add(new Option(k, k, false, true)); // a link's own
+    if (!byId("k").value) byId("k").value = USUAL.k; // no number of answers
     byId("rerank").checked = rerank;
     byId("fold").checked = fold;
     this.sayHowMany();

@@ -46,8 +46,9 @@ export class Query {
     body.addEventListener("drop", (event) => {
       event.preventDefault();
       body.classList.remove("dragging");
-      const [file] = event.dataTransfer.files;
-      if (file) this.take(file);
+      const [file, another] = event.dataTransfer.files;
+      if (another) this.onProblem("several", "You dropped several files. Drop one picture.");
+      else if (file) this.take(file);
       else this.onProblem("no_file", "What you dropped is not a file. Save the picture first, then drop it.");
     });
     document.addEventListener("paste", (event) => {
