@@ -143,8 +143,14 @@ def add(config: AddConfig) -> dict[str, Any]:
             if name.split("-")[0] in ("descriptors", "added")
         }
         present = _rows_of_ids(base, ids)
-        if len(present) == len(ids) and any(given.sha256 == new.sha256 for given in added.values()):
+        known = any(given.sha256 == new.sha256 for given in added.values())
+        if known and len(present) == len(ids):
             return None  # these descriptors, all of them live
+        if known and len(present) and not config.replace:
+            raise BadInputError(
+                f"--descriptors {new.uri}: they were added before, and {len(ids) - len(present)} of their {len(ids)} rows "
+                "deleted since; --replace brings these back"
+            )
         if len(present) and not config.replace:
             raise BadInputError(
                 f"--descriptors {new.uri}: {len(present)} ids are in the index already, e.g. "

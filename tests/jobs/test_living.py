@@ -166,7 +166,10 @@ def test_deleted_pictures_can_come_back(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path)
     held = dict(gallery.held)
     gallery.delete(["a0001", "a0002"])
-    again = living.AddConfig(index=gallery.uri, descriptors=str(tmp_path / "a"), replace=True)
+    again = living.AddConfig(index=gallery.uri, descriptors=str(tmp_path / "a"))
+    with pytest.raises(BadInputError, match="2 of their 300 rows deleted since; --replace brings these back"):
+        living.add(again)
+    again = again.model_copy(update={"replace": True})
     assert living.add(again)["rows"] == 300
     gallery.held = held
     gallery.check()
