@@ -204,6 +204,9 @@ def _show(default: object) -> str:
 def _load(config: type[BaseModel], path: Path | None, given: dict[str, Any]) -> BaseModel:
     values = _read_config(path, config) if path else {}
     values |= {key: value for key, value in given.items() if value is not None and value != ()}
+    for key, field in config.model_fields.items():
+        if field.is_required() and values.get(key) == "":
+            raise BadInputError(f"--{key.replace('_', '-')} is empty; see --help")
     try:
         return config(**values)
     except ValidationError as error:

@@ -129,14 +129,8 @@ class Client:
         return _json(self._request("GET", "/v1/index"))
 
     def _post(self, path: str, fields: Sequence[tuple[str, str | bytes]]) -> Json:
-        boundary = uuid.uuid4().hex
-        pieces = []
-        for name, value in fields:
-            file = '; filename="picture"\r\nContent-Type: application/octet-stream' if isinstance(value, bytes) else ""
-            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
-            pieces += [head.encode(), value if isinstance(value, bytes) else value.encode(), b"\r\n"]
-        body = b"".join([*pieces, f"--{boundary}--\r\n".encode()])
-        return _json(self._request("POST", path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}))
+        body, kind = encode_form(fields)
+        return _json(self._request("POST", path, body, {"Content-Type": kind}))
 
     def _request(self, method: str, path: str, body: bytes | None = None, headers: Json | None = None) -> bytes:
         problem = ServiceError(0, "unreachable", "no try")
@@ -165,6 +159,17 @@ class Client:
             return response.status, response.headers, response.read()
         finally:
             connection.close()
+
+
+def encode_form(fields: Sequence[tuple[str, str | bytes]]) -> tuple[bytes, str]:
+    """A form of fields and files (bytes) as a request's body, and its content type."""
+    boundary = uuid.uuid4().hex
+    pieces = []
+    for name, value in fields:
+        file = '; filename="picture"\r\nContent-Type: application/octet-stream' if isinstance(value, bytes) else ""
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+        pieces += [head.encode(), value if isinstance(value, bytes) else value.encode(), b"\r\n"]
+    return b"".join([*pieces, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
 def _has_port(parts: SplitResult) -> bool:

@@ -3,6 +3,7 @@
 Shape letters: N rows, D dimensions.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ _SHARD_ROWS, _ROWS_PER_LIST = 262_144, 128  # fewest rows of a full shard, and o
 _LIST_STEP = 32  # the codes of a list are stored by 32 (fast scan): half as many places stay empty
 _OPQ_POINTS = 16384  # the rotation needs fewer points than the codes do
 _OPQ_ITERATIONS, _OPQ_KMEANS_FIRST, _OPQ_KMEANS = 6, 8, 2
+_WHERE = re.compile(r"^Error in .* at \S+:\d+: ")  # in faiss's source
 _AXES_PER_BYTE = 4  # a byte is two 4-bit codes of two axes each
 _CODES = (256, 192, 128, 96, 64, 48, 40, 32, 16, 8, 4, 2, 1)  # bytes of a row's code, longest first
 _USUAL_CODE = 40  # the longest where no memory is given: longer ones found hardly more (BENCHMARKS.md)
@@ -160,7 +162,7 @@ def train(sample_ND: Matrix, factory: str, *, seed: int = 0, threads: int = 1, g
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+    return _WHERE.sub("", lines[-1])[:200] if lines else type(error).__name__
 
 
 def _prepare(index: Any, seed: int) -> list[Any]:  # noqa: ANN401 - faiss has no types

@@ -14,6 +14,8 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from manet.client import encode_form
+
 _LONGEST_S = 60.0
 _SETTLES = 0.2  # of a level's time, until which its answers do not count for its rate: queues fill
 
@@ -57,6 +59,7 @@ async def offer(address: str, pictures: Sequence[bytes], rate: float, seconds: f
     """
     rng = random.Random(seed)
     outcome = Outcome(offered=rate, seconds=seconds)
+    forms = [encode_form([("picture", picture)]) for picture in pictures]
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=_LONGEST_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -64,21 +67,20 @@ async def offer(address: str, pictures: Sequence[bytes], rate: float, seconds: f
         began, due = time.monotonic(), 0.0
         while (due := due + rng.expovariate(rate)) < seconds:
             await asyncio.sleep(max(0.0, began + due - time.monotonic()))
-            picture = pictures[len(tasks) % len(pictures)]
-            tasks.append(asyncio.create_task(_search(session, address, picture, (began, began + due), outcome)))
+            form = forms[len(tasks) % len(forms)]
+            tasks.append(asyncio.create_task(_search(session, address, form, (began, began + due), outcome)))
         await asyncio.gather(*tasks)
     return outcome
 
 
 async def _search(
-    session: aiohttp.ClientSession, address: str, picture: bytes, times: tuple[float, float], outcome: Outcome
+    session: aiohttp.ClientSession, address: str, form: tuple[bytes, str], times: tuple[float, float], outcome: Outcome
 ) -> None:
     began, due = times
-    form = aiohttp.FormData()
-    form.add_field("picture", picture, filename="query", content_type="application/octet-stream")
+    body, kind = form
     status = 0
     try:
-        async with session.post(f"{address}/v1/search", data=form) as response:
+        async with session.post(f"{address}/v1/search", data=body, headers={"Content-Type": kind}) as response:
             await response.read()
             status = response.status
     except (aiohttp.ClientError, TimeoutError):

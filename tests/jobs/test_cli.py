@@ -123,6 +123,7 @@ def test_config_file_and_flags(manet: Run, tmp_path: Path) -> None:
     assert_refused(
         manet("render", "--config", config, "--out", tmp_path / "x"), 2, "line 3, column 1: part_rows stands"
     )
+    assert_refused(manet("render", "--out", ""), 2, "--out is empty")
     config.write_text("size: yes\n")
     assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "size is a number, not true")
     assert_refused(manet("render", "--config", tmp_path / "none.yaml", "--out", "x"), 2, "none.yaml")

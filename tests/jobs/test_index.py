@@ -75,7 +75,7 @@ def test_a_quantized_index_is_the_same_twice(manet: Run, descriptors: Path, tmp_
     summary_of(manet(*command, tmp_path / "two", "--ray-cpus", 1))
     assert checksums(tmp_path / "one", "index") == checksums(tmp_path / "two", "index")
     refused = manet("index", "--descriptors", descriptors, "--factory", "IVFx", "--out", tmp_path / "three")
-    assert_refused(refused, 2, "--factory IVFx")
+    assert_refused(refused, 2, "--factory IVFx: faiss: could not parse index string IVFx")
 
 
 def test_search_finds_each_gallery_picture(manet: Run, index: Path, shop: Path, tmp_path: Path) -> None:
