@@ -331,7 +331,10 @@ def _check_name(name: str) -> None:
 @contextlib.contextmanager
 def _finished_file(path: Path, source: bytes | Path) -> Iterator[Path]:
     """A temporary file beside `path` with all of `source` in it, on disk; gone afterwards, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(path.parent) from None
     temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
     try:
         with temporary.open("xb") as file:

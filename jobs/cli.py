@@ -220,10 +220,10 @@ def _load(config: type[BaseModel], path: Path | None, given: dict[str, Any]) -> 
 
 def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(), _OnceLoader)  # noqa: S506 - a safe one
+        values = _OnceLoader(path.read_text()).get_single_data()
     except OSError as error:
         raise BadInputError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise BadInputError(f"--config {path}: not YAML: {_yaml_fault(error)}") from None
     if not isinstance(values, dict):
         raise BadInputError(f"--config {path}: must be a mapping of flag: value")
@@ -236,13 +236,16 @@ def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
     return values
 
 
+_KEYS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool"))
+
+
 class _OnceLoader(yaml.SafeLoader):
     """Safe YAML whose mappings have each key once; YAML says so, PyYAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[Any]()
         for key, _ in node.value:
-            name = self.construct_object(key, deep=True) if isinstance(key, yaml.ScalarNode) else None
+            name = self.construct_object(key) if key.tag in _KEYS else None
             spelt = name.replace("-", "_") if isinstance(name, str) else name
             if name is not None and spelt in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", key.start_mark)

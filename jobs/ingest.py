@@ -35,7 +35,7 @@ from cluster.telemetry import Meter, say
 from jobs.config import JobConfig
 from jobs.inputs import Kind, holds_bytes, open_table
 from jobs.make import make
-from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
+from jobs.packing import PACK_ROWS, PICTURES, check_ids, check_lines, pack_rows, pack_tar, tar_shards
 from jobs.parquet import parquet_bytes, read_parquet, reading
 from manet.errors import InputError
 from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
@@ -87,6 +87,7 @@ def run(config: Config) -> dict[str, Any]:
     checked = check(table, f"--source {config.source}")
     if not checked.num_rows:
         raise BadInputError(f"--source {config.source}: no pictures found ({', '.join(PICTURES)})")
+    check_lines(checked[checked.column_names[0]].to_pylist(), f"--source {config.source}")
     _check_uris(config, checked["uri"].to_pylist())
     digest = digest or hashlib.sha256(parquet_bytes(checked)).hexdigest()
     inputs = {"source": Input(uri=config.source, sha256=digest)}
@@ -226,16 +227,18 @@ def _guess(config: Config) -> Format:
         return "artifact" if open_store(config.source).exists(MANIFEST) else "folder"
     cells = [cell.strip().lower() for cell in _header(_read(config.source))]
     if not cells:
-        raise BadInputError(f"--source {config.source}: its first line is empty; a table's names its columns")
+        raise BadInputError(f"--source {config.source}: the file is empty")
     if cells[0] == "validation image id":
         return "validation-csv"
-    ours = not config.images and cells[0].startswith(("image_id", "query_id"))  # a table of ours without its uri
-    return "table" if "uri" in cells or ours else "training-csv"
+    ours = re.split(r"[;\t]", cells[0])[0] in {"image_id", "query_id"} and cells[1:] != [
+        "title"
+    ]  # without its uri, perhaps
+    return "table" if "uri" in cells or (ours and not config.images) else "training-csv"
 
 
 def _header(data: bytes) -> list[str]:
-    """The first line's cells, as they are but for their quotes."""
-    return next(csv.reader([next(_lines(data[:4096]))[1]]), [])
+    """The cells of the first line that is not empty, as they are but for their quotes."""
+    return next(csv.reader(line for _, line in _lines(data[:4096]) if line.strip()), [])
 
 
 def _read(uri: str) -> bytes:
@@ -255,6 +258,9 @@ def _folder(config: Config) -> pa.Table:
     store = open_store(config.source)
     every = [entry.name for entry in store.list()]
     if not every:
+        folder, name = split_uri(config.source)
+        if folder.exists(name):
+            raise BadInputError(f"--source {config.source}: a file of no known ending: .csv, .parquet, .txt or .tar")
         raise BadInputError(f"--source {config.source}: no such folder, or nothing is in it")
     names = [name for name in every if name.lower().endswith(PICTURES)]
     if len(names) < len(every):

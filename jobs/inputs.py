@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.artifact import Artifact, Input, open_artifact, sha256_of
-from cluster.errors import BadInputError, ObjectMissingError
+from cluster.errors import BadInputError, MisplacedError, ObjectMissingError
 from cluster.storage import resolve_uri, split_uri
 from jobs.parquet import reading
 from manet.config import CONFIG, NetworkConfig, read_config
@@ -103,6 +103,8 @@ def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Tab
             data = store.read(name)
         except ObjectMissingError:
             raise BadInputError(f"{flag} {uri}: no such file") from None
+        except MisplacedError as error:
+            raise BadInputError(f"{flag} {error}") from None
         source = Input(uri=store.uri(name), sha256=hashlib.sha256(data).hexdigest())
         files: tuple[TableFile, ...] = (TableFile(uri=source.uri, rows=_footer_rows(source.uri, f"{flag} {uri}")),)
     else:

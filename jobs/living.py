@@ -149,7 +149,7 @@ def add(config: AddConfig) -> dict[str, Any]:
         if known and len(present) and not config.replace:
             raise BadInputError(
                 f"--descriptors {new.uri}: they were added before, and {len(ids) - len(present)} of their {len(ids)} rows "
-                "deleted since; --replace brings these back"
+                "deleted since; --replace adds all of them anew"
             )
         if len(present) and not config.replace:
             raise BadInputError(

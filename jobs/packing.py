@@ -55,7 +55,7 @@ def pack_tar(units: Units, unit: str, uri: str) -> dict[str, int]:
     Other members are counted as passed over, but for folders.
 
     Raises:
-        BadInputError: not a whole tar file, or a description that cannot be read.
+        BadInputError: not a whole tar file, a description that cannot be read, or a member's name of two lines.
     """
     texts: dict[str, str] = {}
     pictures: list[tuple[str, str, bytes]] = []
@@ -78,6 +78,8 @@ def pack_tar(units: Units, unit: str, uri: str) -> dict[str, int]:
     if not rest or rest.strip(b"\0"):
         what = f"what stands at byte {end} is no header" if rest else "its end is missing"
         raise BadInputError(f"--source {uri}: not a whole tar file: {what}")
+
+    check_lines([key for key, _, _ in pictures], f"--source {uri}")
 
     def groups() -> Iterator[pa.Table]:
         for start in range(0, len(pictures), GROUP_ROWS):
@@ -149,6 +151,19 @@ def tar_shards(source: str) -> list[str]:
         return [store.uri(name)] if store.exists(name) else []
     store = open_store(source)
     return [store.uri(entry.name) for entry in store.list() if entry.name.lower().endswith(".tar")]
+
+
+def check_lines(ids: Sequence[str], where: str) -> None:
+    """Every id is of one line, as in the files that list ids.
+
+    Raises:
+        BadInputError: one is not.
+    """
+    for name in ids:
+        if "\n" in name or "\r" in name:
+            raise BadInputError(
+                f"{where}: the id {name!r} holds a line break; lists have one id a line: give it another"
+            )
 
 
 def check_ids(ids: Sequence[str], where: str) -> None:

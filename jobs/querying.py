@@ -1,5 +1,6 @@
 """How a query meets an index: described exactly as the gallery was, searched in all shards."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -196,7 +197,9 @@ def read_ids(uri: str, flag: str) -> list[str]:
         BadInputError: there is no such file, it is not text, or it has no line.
     """
     try:
-        lines = read_uri(uri).decode("utf-8-sig").splitlines()
+        lines = re.split(
+            r"[\r\n]+", read_uri(uri).decode("utf-8-sig")
+        )  # and not at what else Unicode calls a line's end
     except ObjectMissingError:
         raise BadInputError(f"{flag} {uri}: no such text file; it has one id a line") from None
     except UnicodeDecodeError:

@@ -41,7 +41,7 @@ def check_catalog(table: pa.Table, where: str) -> pa.Table:
         where: the flag and file, for messages.
 
     Raises:
-        InputError: a column is missing or of another type, an id is empty, doubled or of two lines, a uri is empty.
+        InputError: a column is missing or of another type, an id is empty or doubled, a uri is empty.
     """
     return _checked(table, CATALOG, where, key="image_id", required=("image_id", "uri"))
 
@@ -83,10 +83,6 @@ def _checked(table: pa.Table, schema: pa.Schema, where: str, *, key: str, requir
         if pc.any(bad).as_py():
             row = pc.index(bad.combine_chunks() if isinstance(bad, pa.ChunkedArray) else bad, True).as_py()
             raise InputError(f"{where}: row {row} has no {column}; every row needs one")
-    broken = pc.match_substring_regex(checked[key], "[\\r\\n]")
-    if pc.any(broken).as_py():
-        name = checked[key].filter(broken)[0].as_py()
-        raise InputError(f"{where}: {key} {name!r} holds a line break; lists have one id a line: give it another")
     counts = pc.value_counts(checked[key])
     doubled = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(doubled):

@@ -19,7 +19,10 @@ from manet.images import PictureConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_BATCHED = 64
-_HUNG_S = 60.0  # of a pass that takes a second or so: the device, or the node, no longer answers
+_HUNG_S, _HUNG_PASSES = (
+    30.0,
+    20,
+)  # a pass that takes longer than both, so many times the first one, does not end any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,9 @@ class Embedder:
         torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
         size = settings.pictures.size
         self._describer = self._spec.describer(local_copy(settings.model), gpu=settings.gpu)
+        began = time.monotonic()
         self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))  # a first pass costs more than the others
+        self._usual_s = time.monotonic() - began
         return min(MOST_BATCHED, self._describer.batch_size)
 
     def dim(self) -> int:
@@ -77,13 +82,14 @@ class Embedder:
         return self._describer.dim
 
     def check_health(self) -> None:
-        """Ray Serve's question: an embedder whose pass does not end is started anew, and its pictures are described by another.
+        """Ray Serve's question: an embedder whose pass does not end (a device that no longer answers) is started anew.
 
         Raises:
             RuntimeError: the pass at hand has taken too long.
         """
-        if self._together.busy_s > _HUNG_S:
-            raise RuntimeError(f"a pass has not ended within {_HUNG_S:g} s")
+        most = max(_HUNG_S, _HUNG_PASSES * self._usual_s)
+        if self._together.busy_s > most:
+            raise RuntimeError(f"a pass has not ended within {most:g} s")
 
     async def __call__(self, asked: list[Asked]) -> list[Seen | BaseException | None]:
         """Describe pictures; for each what was seen, None where its feature map is dead, or what its pass raised."""

@@ -20,6 +20,7 @@ from cluster import s3 as s3_module
 from cluster.errors import (
     AlreadyExistsError,
     BadInputError,
+    MisplacedError,
     ObjectDeniedError,
     ObjectMissingError,
     PermanentStoreError,
@@ -322,6 +323,10 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PermanentStoreError, match="is a file and no folder"):
         open_store(tmp_path / "file" / "below").write("x", b"1")
+    with pytest.raises(MisplacedError, match="is a file and no folder"):
+        open_store(tmp_path / "file").write("x", b"1")
+    with pytest.raises(MisplacedError, match="a folder, and a file is wanted"):
+        open_store(tmp_path.parent).read(tmp_path.name)
 
 
 def test_a_folder_that_cannot_be_written() -> None:

@@ -167,7 +167,7 @@ def test_deleted_pictures_can_come_back(tmp_path: Path) -> None:
     held = dict(gallery.held)
     gallery.delete(["a0001", "a0002"])
     again = living.AddConfig(index=gallery.uri, descriptors=str(tmp_path / "a"))
-    with pytest.raises(BadInputError, match="2 of their 300 rows deleted since; --replace brings these back"):
+    with pytest.raises(BadInputError, match="2 of their 300 rows deleted since; --replace adds all of them anew"):
         living.add(again)
     again = again.model_copy(update={"replace": True})
     assert living.add(again)["rows"] == 300

@@ -101,13 +101,16 @@ def test_what_is_wrong_is_said_with_its_line(manet: Run, tmp_path: Path) -> None
     done = manet("ingest", "--source", tmp_path / "v.csv", "--kind", "queries", "--images", "i", *out)
     assert_refused(done, 2, "v.csv: line 3 has no query or no answer")
     assert_refused(manet("ingest", "--source", tmp_path / "none", *out), 2, "none", "no such folder")
-    for text, words in (("", "its first line is empty"), ("image_id,url\n1,x.jpg\n", "no column 'uri'"),
+    for text, words in (("", "the file is empty"), ("image_id,url\n1,x.jpg\n", "no column 'uri'"),
                         ("image_id;uri\n1;x.jpg\n", "it has image_id;uri"), ("image_id,uri\n", "no pictures found")):  # fmt: skip
         (tmp_path / "t.csv").write_text(text)
         assert_refused(manet("ingest", "--source", tmp_path / "t.csv", *out), 2, "t.csv", words)
-    (tmp_path / "t.csv").write_text('image_id,uri\n"1\n2",x.jpg\n')
-    refused = manet("ingest", "--source", tmp_path / "t.csv", "--format", "table", *out)
-    assert_refused(refused, 2, "t.csv")
+    pq.write_table(pa.table({"image_id": ["1\n2"], "uri": ["x.jpg"]}), tmp_path / "t.parquet")
+    assert_refused(manet("ingest", "--source", tmp_path / "t.parquet", *out), 2, "t.parquet", "holds a line break")
+    (tmp_path / "t.csv").write_text("image_id,title\n1,a lipstick\n")
+    assert_refused(manet("ingest", "--source", tmp_path / "t.csv", *out), 2, "--images is required")
+    (tmp_path / "t.tsv").write_text("image_id\turi\n1\tx.jpg\n")
+    assert_refused(manet("ingest", "--source", tmp_path / "t.tsv", *out), 2, "t.tsv: a file of no known ending")
     assert_refused(
         manet("ingest", "--source", tmp_path, "--format", "urls", *out), 2, "--source", "a folder, and a file"
     )
@@ -122,7 +125,7 @@ def test_what_is_wrong_is_said_with_its_line(manet: Run, tmp_path: Path) -> None
     [
         ((b"a.jpg", b"a.png"), "a.jpg and a.png would both have the id 'a'"),
         ((b"a.jpg", b"b\xff.jpg"), r"the file name 'b\udcff.jpg' is not UTF-8; rename it"),
-        ((b"a.jpg", b"b\nc.jpg"), r"image_id 'b\nc' holds a line break"),
+        ((b"a.jpg", b"b\nc.jpg"), r"the id 'b\nc' holds a line break"),
     ],
 )
 def test_a_file_name_that_no_id_can_be_made_of(

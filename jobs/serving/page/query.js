@@ -55,7 +55,7 @@ export class Query {
       const files = [...event.clipboardData.files];
       const file = files.find((each) => each.type.startsWith("image/")) ?? files[0];
       if (file) this.take(file);
-      else if (!event.target.closest?.("input, textarea")) {
+      else if (!byId("drop").hidden && byId("problem").hidden && byId("token-form").hidden && !event.target.closest?.("input, textarea")) {
         this.onProblem("no_file", "What you pasted is not a picture. Copy a picture, or its file, then paste it.");
       }
     });
