@@ -18,6 +18,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -33,9 +34,9 @@ from cluster.storage import open_store, resolve_uri, split_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter, say
 from jobs.config import JobConfig
-from jobs.inputs import Kind, holds_bytes, open_table
+from jobs.inputs import Kind, check_lines, holds_bytes, open_table
 from jobs.make import make
-from jobs.packing import PACK_ROWS, PICTURES, check_ids, check_lines, pack_rows, pack_tar, tar_shards
+from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
 from jobs.parquet import parquet_bytes, read_parquet, reading
 from manet.errors import InputError
 from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
@@ -238,7 +239,7 @@ def _guess(config: Config) -> Format:
 
 def _header(data: bytes) -> list[str]:
     """The cells of the first line that is not empty, as they are but for their quotes."""
-    return next(csv.reader(line for _, line in _lines(data[:4096]) if line.strip()), [])
+    return next(csv.reader(line for _, line in _filled(data[:4096])), [])
 
 
 def _read(uri: str) -> bytes:
@@ -258,9 +259,10 @@ def _folder(config: Config) -> pa.Table:
     store = open_store(config.source)
     every = [entry.name for entry in store.list()]
     if not every:
-        folder, name = split_uri(config.source)
-        if folder.exists(name):
-            raise BadInputError(f"--source {config.source}: a file of no known ending: .csv, .parquet, .txt or .tar")
+        if Path(config.source).is_file():
+            raise BadInputError(
+                f"--source {config.source}: a file, and no folder; tables end in .csv, .parquet or .txt"
+            )
         raise BadInputError(f"--source {config.source}: no such folder, or nothing is in it")
     names = [name for name in every if name.lower().endswith(PICTURES)]
     if len(names) < len(every):
@@ -338,10 +340,10 @@ def _urls(config: Config, data: bytes) -> pa.Table:
 def _training_csv(config: Config, data: bytes) -> pa.Table:
     """The challenge's `training_public.csv`: image id, title (which may hold commas)."""
     rows = []
-    for number, line in _lines(data):
+    for place, (number, line) in enumerate(_filled(data)):
         name, comma, title = line.partition(",")
         name = name.strip().strip('"')
-        if not line or (number == 1 and name.lower().replace("_", " ") in _HEADERS):
+        if place == 0 and name.lower().replace("_", " ") in _HEADERS:
             continue
         if not comma or not name:
             raise InputError(f"--source {config.source}: line {number} is not 'image id,title'")
@@ -354,7 +356,7 @@ def _training_csv(config: Config, data: bytes) -> pa.Table:
 def _validation_csv(config: Config, data: bytes) -> pa.Table:
     """The challenge's validation CSV: a query, then its answers, as many as there are."""
     rows = []
-    for number, line in list(_lines(data))[1:]:
+    for number, line in list(_filled(data))[1:]:
         cells = [cell.strip().strip('"') for cell in line.split(",")]
         if not any(cells):
             continue
@@ -376,6 +378,11 @@ def _image(config: Config, name: str) -> str:
 def _lines(data: bytes) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text file, without its byte-order mark; line feed and carriage return end one, no mark of Unicode."""
     yield from enumerate(re.split(r"\r\n|\n|\r", data.decode("utf-8-sig", "replace")), 1)
+
+
+def _filled(data: bytes) -> Iterator[tuple[int, str]]:
+    """The numbered lines that are not empty."""
+    return ((number, line) for number, line in _lines(data) if line.strip())
 
 
 _PARSERS: dict[str, Callable[[Config, bytes], pa.Table]] = {

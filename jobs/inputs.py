@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -122,8 +123,23 @@ def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Tab
     where = f"{flag} {uri}"
     with reading(where):
         whole = [typed(_whole(file.uri), _SCHEMA[kind], where) for file in read]
-    check(pa.concat_tables(whole, promote_options="permissive"), where)
+    checked = check(pa.concat_tables(whole, promote_options="permissive"), where)
+    if uri.endswith(".parquet"):
+        check_lines(checked[checked.column_names[0]].to_pylist(), where)
     return table
+
+
+def check_lines(ids: Sequence[str], where: str) -> None:
+    """Every id is of one line, as in the files that list ids.
+
+    Raises:
+        BadInputError: one is not.
+    """
+    for name in ids:
+        if "\n" in name or "\r" in name:
+            raise BadInputError(
+                f"{where}: the id {name!r} holds a line break; lists have one id a line: give it another"
+            )
 
 
 def holds_bytes(schema: pa.Schema) -> bool:

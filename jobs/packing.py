@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cluster.artifact import Blob, Units
 from cluster.errors import BadInputError
 from cluster.storage import open_store, read_uri, split_uri
-from jobs.inputs import BYTES
+from jobs.inputs import BYTES, check_lines
 from jobs.pictures import fetch_picture
 from manet.tables import CATALOG
 
@@ -151,19 +151,6 @@ def tar_shards(source: str) -> list[str]:
         return [store.uri(name)] if store.exists(name) else []
     store = open_store(source)
     return [store.uri(entry.name) for entry in store.list() if entry.name.lower().endswith(".tar")]
-
-
-def check_lines(ids: Sequence[str], where: str) -> None:
-    """Every id is of one line, as in the files that list ids.
-
-    Raises:
-        BadInputError: one is not.
-    """
-    for name in ids:
-        if "\n" in name or "\r" in name:
-            raise BadInputError(
-                f"{where}: the id {name!r} holds a line break; lists have one id a line: give it another"
-            )
 
 
 def check_ids(ids: Sequence[str], where: str) -> None:

@@ -19,10 +19,7 @@ from manet.images import PictureConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_BATCHED = 64
-_HUNG_S, _HUNG_PASSES = (
-    30.0,
-    20,
-)  # a pass that takes longer than both, so many times the first one, does not end any more
+_HUNG_S, _HUNG_PASSES = 60.0, 20  # a pass longer than both, so many usual ones, does not end any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +69,10 @@ class Embedder:
         torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
         size = settings.pictures.size
         self._describer = self._spec.describer(local_copy(settings.model), gpu=settings.gpu)
-        began = time.monotonic()
-        self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))  # a first pass costs more than the others
-        self._usual_s = time.monotonic() - began
+        for _ in range(2):  # a first pass costs more than the others
+            began = time.monotonic()
+            self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))
+            self._usual_s = time.monotonic() - began
         return min(MOST_BATCHED, self._describer.batch_size)
 
     def dim(self) -> int:

@@ -126,8 +126,9 @@ def test_config_file_and_flags(manet: Run, tmp_path: Path) -> None:
     assert_refused(manet("render", "--out", ""), 2, "--out is empty")
     config.write_text("<<: {products: 2, size: 64}\nqueries: 1\n")
     assert summary_of(manet("render", "--config", config, "--out", tmp_path / "merged"))["products"] == 2
-    config.write_text("size: !!int many\n")
-    assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "not YAML")
+    for value in ("!!int many", '!!float ""', "!!bool many"):
+        config.write_text(f"size: {value}\n")
+        assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "not YAML")
     config.write_text("size: yes\n")
     assert_refused(manet("render", "--config", config, "--out", tmp_path / "x"), 2, "size is a number, not true")
     assert_refused(manet("render", "--config", tmp_path / "none.yaml", "--out", "x"), 2, "none.yaml")

@@ -171,9 +171,15 @@ def test_deleted_pictures_can_come_back(tmp_path: Path) -> None:
         living.add(again)
     again = again.model_copy(update={"replace": True})
     assert living.add(again)["rows"] == 300
-    gallery.held = held
+    gallery.held = dict(held)
     gallery.check()
     assert living.add(again)["version"] == 3  # all of them are live: nothing to do
+    assert gallery.add("a", 300, seed=7, replace=True)["version"] == 4
+    gallery.check()
+    assert living.add(again)["version"] == 5  # these ids are live, but by the other's rows
+    gallery.held = held
+    gallery.check()
+    assert living.add(again)["version"] == 5
 
 
 def test_status_tells_of_the_newest_version(tmp_path: Path) -> None:

@@ -118,6 +118,9 @@ def test_what_is_wrong_with_shards(tmp_path: Path) -> None:
     (tmp_path / "no.tar").write_text("this is no tar")
     with pytest.raises(BadInputError, match=r"no\.tar: not a whole tar file"):
         pack_tar(Units(open_store(tmp_path / "out")), "00000", str(tmp_path / "no.tar"))
+    write_tar(tmp_path / "lines.tar", {"a.jpg": JPEG, "b\nc.jpg": JPEG})
+    with pytest.raises(BadInputError, match=r"lines\.tar: the id 'b\\nc' holds a line break"):
+        pack_tar(Units(open_store(tmp_path / "out")), "00000", str(tmp_path / "lines.tar"))
     with pytest.raises(BadInputError, match="'a' stands in two shards"):
         check_ids(["a", "b", "a"], "--source x")
     assert tar_shards(str(tmp_path / "none")) == []

@@ -73,10 +73,11 @@ def test_tables_and_lists(manet: Run, pictures: list[Path], tmp_path: Path) -> N
 
 def test_the_challenges_files(manet: Run, pictures: list[Path], tmp_path: Path) -> None:
     names = [path.stem for path in pictures]
-    (tmp_path / "training_public.csv").write_text("".join(f'{name},"Lip, Gloss {name}"\n' for name in names))
+    rows = "".join(f'{name},"Lip, Gloss {name}"\n' for name in names)
+    (tmp_path / "training_public.csv").write_text(f"\nimage_id,title\n{rows}")  # an empty line is none
     head = "Validation Image ID,Training Image ID\n"
     (tmp_path / "validation.csv").write_text(
-        f"\ufeff{head}{names[0]},{names[1]},{names[2]},,\n{names[3]},{names[4]}\n", encoding="utf-8"
+        f"\ufeff\n{head}{names[0]},{names[1]},{names[2]},,\n{names[3]},{names[4]}\n", encoding="utf-8"
     )
     images = pictures[0].parent
     done = manet("ingest", "--source", tmp_path / "training_public.csv", "--images", images, "--out", tmp_path / "c")
@@ -110,7 +111,7 @@ def test_what_is_wrong_is_said_with_its_line(manet: Run, tmp_path: Path) -> None
     (tmp_path / "t.csv").write_text("image_id,title\n1,a lipstick\n")
     assert_refused(manet("ingest", "--source", tmp_path / "t.csv", *out), 2, "--images is required")
     (tmp_path / "t.tsv").write_text("image_id\turi\n1\tx.jpg\n")
-    assert_refused(manet("ingest", "--source", tmp_path / "t.tsv", *out), 2, "t.tsv: a file of no known ending")
+    assert_refused(manet("ingest", "--source", tmp_path / "t.tsv", *out), 2, "t.tsv: a file, and no folder")
     assert_refused(
         manet("ingest", "--source", tmp_path, "--format", "urls", *out), 2, "--source", "a folder, and a file"
     )
