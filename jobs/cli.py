@@ -223,12 +223,7 @@ def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
         values = _OnceLoader(path.read_text()).get_single_data()
     except OSError as error:
         raise BadInputError(f"--config {path}: {error.strerror}") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        LookupError,
-        AttributeError,
-    ) as error:  # PyYAML's own, of a tag that does not fit
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # a tag's may be any of these
         raise BadInputError(f"--config {path}: not YAML: {_yaml_fault(error)}") from None
     if not isinstance(values, dict):
         raise BadInputError(f"--config {path}: must be a mapping of flag: value")

@@ -231,10 +231,8 @@ def _guess(config: Config) -> Format:
         raise BadInputError(f"--source {config.source}: the file is empty")
     if cells[0] == "validation image id":
         return "validation-csv"
-    ours = re.split(r"[;\t]", cells[0])[0] in {"image_id", "query_id"} and cells[1:] != [
-        "title"
-    ]  # without its uri, perhaps
-    return "table" if "uri" in cells or (ours and not config.images) else "training-csv"
+    ours = re.split(r"[;\t]", cells[0])[0] in {"image_id", "query_id"} and cells[1:] != ["title"]
+    return "table" if "uri" in cells or (ours and not config.images) else "training-csv"  # ours: its uri is what lacks
 
 
 def _header(data: bytes) -> list[str]:

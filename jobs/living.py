@@ -143,10 +143,10 @@ def add(config: AddConfig) -> dict[str, Any]:
             if name.split("-")[0] in ("descriptors", "added")
         }
         present = _rows_of_ids(base, ids)
-        known = any(given.sha256 == new.sha256 for given in added.values())
-        newest = added[max(added, key=lambda name: (name.startswith("added"), name))].sha256 == new.sha256
-        if known and len(present) == len(ids) and (newest or not config.replace):
-            return None  # these descriptors, all of them live; with --replace only if none came later
+        known = [name for name, given in added.items() if given.sha256 == new.sha256]
+        last = max(added, key=lambda name: (name.startswith("added"), name), default="")
+        if known and len(present) == len(ids) and (last in known or not config.replace):
+            return None  # these descriptors, all of them live; --replace may go back to them from later ones
         if known and len(present) and not config.replace:
             raise BadInputError(
                 f"--descriptors {new.uri}: they were added before, and {len(ids) - len(present)} of their {len(ids)} rows "

@@ -197,15 +197,14 @@ def read_ids(uri: str, flag: str) -> list[str]:
         BadInputError: there is no such file, it is not text, or it has no line.
     """
     try:
-        lines = re.split(
-            r"[\r\n]+", read_uri(uri).decode("utf-8-sig")
-        )  # and not at what else Unicode calls a line's end
+        text = read_uri(uri).decode("utf-8-sig")
     except ObjectMissingError:
         raise BadInputError(f"{flag} {uri}: no such text file; it has one id a line") from None
     except UnicodeDecodeError:
         raise BadInputError(f"{flag} {uri}: it is no UTF-8 text; it has one id a line") from None
     except MisplacedError as error:
         raise BadInputError(f"{flag} {error}") from None
+    lines = re.split(r"[\r\n]+", text)  # and not at what else Unicode calls a line's end
     ids = sorted({line.strip() for line in lines if line.strip()})
     if not ids:
         raise BadInputError(f"{flag} {uri}: the file has no ids; it has one a line")
