@@ -28,13 +28,13 @@ import pyarrow.parquet as pq
 from pydantic import field_validator
 
 from cluster.artifact import MANIFEST, ArtifactWriter, Blob, Input
-from cluster.errors import BadInputError, IntegrityError, JobFailedError, MisplacedError, ObjectMissingError
+from cluster.errors import BadInputError, IntegrityError, JobFailedError
 from cluster.session import ray_session
 from cluster.storage import open_store, resolve_uri, split_uri
 from cluster.tasks import run_tasks
 from cluster.telemetry import Meter, say
 from jobs.config import JobConfig
-from jobs.inputs import Kind, check_lines, holds_bytes, open_table
+from jobs.inputs import Kind, check_lines, holds_bytes, open_table, read_named
 from jobs.make import make
 from jobs.packing import PACK_ROWS, PICTURES, check_ids, pack_rows, pack_tar, tar_shards
 from jobs.parquet import parquet_bytes, read_parquet, reading
@@ -82,7 +82,7 @@ def run(config: Config) -> dict[str, Any]:
     elif form == "folder":
         table, digest = _folder(config), ""
     else:
-        data = _read(config.source)
+        data = read_named(config.source, "--source")
         table, digest = _PARSERS[form](config, data), hashlib.sha256(data).hexdigest()
     check = check_catalog if config.kind == "catalog" else check_queries
     checked = check(table, f"--source {config.source}")
@@ -226,7 +226,7 @@ def _guess(config: Config) -> Format:
         return "tar"
     if not name.endswith(".csv"):
         return "artifact" if open_store(config.source).exists(MANIFEST) else "folder"
-    cells = [cell.strip().lower() for cell in _header(_read(config.source))]
+    cells = [cell.strip().lower() for cell in _header(read_named(config.source, "--source"))]
     if not cells:
         raise BadInputError(f"--source {config.source}: the file is empty")
     if cells[0] == "validation image id":
@@ -238,16 +238,6 @@ def _guess(config: Config) -> Format:
 def _header(data: bytes) -> list[str]:
     """The cells of the first line that is not empty, as they are but for their quotes."""
     return next(csv.reader(line for _, line in _filled(data[:4096])), [])
-
-
-def _read(uri: str) -> bytes:
-    store, name = split_uri(uri)
-    try:
-        return store.read(name)
-    except ObjectMissingError:
-        raise BadInputError(f"--source {uri}: no such file") from None
-    except MisplacedError as error:
-        raise BadInputError(f"--source {error}") from None
 
 
 def _folder(config: Config) -> pa.Table:

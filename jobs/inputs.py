@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cluster.artifact import Artifact, Input, open_artifact, sha256_of
 from cluster.errors import BadInputError, MisplacedError, ObjectMissingError
-from cluster.storage import resolve_uri, split_uri
+from cluster.storage import read_uri, resolve_uri, split_uri
 from jobs.parquet import reading
 from manet.config import CONFIG, NetworkConfig, read_config
 from manet.tables import CATALOG, QUERIES, check_catalog, check_queries, typed
@@ -100,12 +100,7 @@ def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Tab
     """
     if uri.endswith(".parquet"):
         store, name = split_uri(uri)
-        try:
-            data = store.read(name)
-        except ObjectMissingError:
-            raise BadInputError(f"{flag} {uri}: no such file") from None
-        except MisplacedError as error:
-            raise BadInputError(f"{flag} {error}") from None
+        data = read_named(uri, flag)
         source = Input(uri=store.uri(name), sha256=hashlib.sha256(data).hexdigest())
         files: tuple[TableFile, ...] = (TableFile(uri=source.uri, rows=_footer_rows(source.uri, f"{flag} {uri}")),)
     else:
@@ -127,6 +122,20 @@ def open_table(uri: str, kind: Kind, flag: str, *, relevant: bool = True) -> Tab
     if uri.endswith(".parquet"):
         check_lines(checked[checked.column_names[0]].to_pylist(), where)
     return table
+
+
+def read_named(uri: str, flag: str, wanted: str = "file") -> bytes:
+    """All bytes of the file that a flag names.
+
+    Raises:
+        BadInputError: there is no such file as is wanted, or a folder is in its place, or a file in its folder's.
+    """
+    try:
+        return read_uri(uri)
+    except ObjectMissingError:
+        raise BadInputError(f"{flag} {uri}: no such {wanted}") from None
+    except MisplacedError as error:
+        raise BadInputError(f"{flag} {error}") from None
 
 
 def check_lines(ids: Sequence[str], where: str) -> None:

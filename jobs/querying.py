@@ -10,10 +10,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Input, Part, open_artifact
-from cluster.errors import BadInputError, IntegrityError, JobFailedError, MisplacedError, ObjectMissingError
-from cluster.storage import read_uri
+from cluster.errors import BadInputError, IntegrityError, JobFailedError, ObjectMissingError
 from jobs.config import JobConfig
-from jobs.inputs import Table, cache_folder, open_model
+from jobs.inputs import Table, cache_folder, open_model, read_named
 from jobs.make import make
 from jobs.parquet import read_parquet
 from jobs.streaming import DescribeConfig, describe_into, unit_names
@@ -197,13 +196,9 @@ def read_ids(uri: str, flag: str) -> list[str]:
         BadInputError: there is no such file, it is not text, or it has no line.
     """
     try:
-        text = read_uri(uri).decode("utf-8-sig")
-    except ObjectMissingError:
-        raise BadInputError(f"{flag} {uri}: no such text file; it has one id a line") from None
+        text = read_named(uri, flag, "text file; it has one id a line").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BadInputError(f"{flag} {uri}: it is no UTF-8 text; it has one id a line") from None
-    except MisplacedError as error:
-        raise BadInputError(f"{flag} {error}") from None
     lines = re.split(r"[\r\n]+", text)  # and not at what else Unicode calls a line's end
     ids = sorted({line.strip() for line in lines if line.strip()})
     if not ids:
