@@ -18,7 +18,6 @@ from types import FrameType, UnionType
 from typing import Any, Literal, cast
 
 import click
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -26,6 +25,7 @@ from pydantic_core import PydanticUndefined
 from cluster.errors import BadInputError, ClusterError
 from cluster.session import SessionConfig
 from cluster.telemetry import emit_summary, say
+from jobs.strict_yaml import YamlFaultError, read_yaml
 from manet.errors import InputError, ManetError
 
 JOBS: dict[str, str] = {
@@ -220,11 +220,11 @@ def _load(config: type[BaseModel], path: Path | None, given: dict[str, Any]) -> 
 
 def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
     try:
-        values = _OnceLoader(path.read_text()).get_single_data()
+        values = read_yaml(path.read_bytes())
     except OSError as error:
         raise BadInputError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # a tag's may be any of these
-        raise BadInputError(f"--config {path}: not YAML: {_yaml_fault(error)}") from None
+    except YamlFaultError as error:
+        raise BadInputError(f"--config {path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise BadInputError(f"--config {path}: must be a mapping of flag: value")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
@@ -234,30 +234,6 @@ def _read_config(path: Path, config: type[BaseModel]) -> dict[str, Any]:
         if isinstance(value, bool) and _inner_type(config.model_fields[key].annotation) in (int, float):
             raise BadInputError(f"--config {path}: {key} is a number, not {str(value).lower()}")
     return values
-
-
-_KEYS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool"))
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Safe YAML whose mappings have each key once; YAML says so, PyYAML takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[Any]()
-        for key, _ in node.value:
-            name = self.construct_object(key) if key.tag in _KEYS else None
-            spelt = name.replace("-", "_") if isinstance(name, str) else name
-            if name is not None and spelt in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", key.start_mark)
-            seen.add(spelt)
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_fault(error: Exception) -> str:
-    """Where and what, in one line."""
-    mark = getattr(error, "problem_mark", None)
-    where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-    return where + (getattr(error, "problem", None) or " ".join(str(error).split()))
 
 
 def main(arguments: list[str] | None = None) -> None:

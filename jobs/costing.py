@@ -28,7 +28,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cluster.errors import BadInputError, ObjectMissingError
@@ -36,6 +35,7 @@ from cluster.storage import split_uri
 from jobs.config import first_fault
 from jobs.estimating import Pool, Step, Stream
 from jobs.rates import Rates, Record
+from jobs.strict_yaml import YamlFaultError, read_yaml
 
 GBIT = 125e6  # bytes
 HOUR = 3600.0
@@ -110,11 +110,11 @@ def read_prices(uri: str) -> Prices:
             data = store.read(name)
         else:
             data = Path(str(files("cluster") / "prices.yaml")).read_bytes()
-        return Prices.model_validate(yaml.safe_load(data))
+        return Prices.model_validate(read_yaml(data))
     except (ObjectMissingError, FileNotFoundError):
         raise BadInputError(f"{shown}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{shown}: not YAML: {' '.join(str(error).split())}") from None
+    except YamlFaultError as error:
+        raise BadInputError(f"{shown}: not YAML: {error}") from None
     except ValidationError as error:
         raise BadInputError(f"{shown}: {first_fault(error)}") from None
 

@@ -216,8 +216,18 @@ def open_model(uri: str) -> Artifact:
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what it brought from a store."""
-    return Path(os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}")
+    """Where this machine keeps what it brought from a store: $MANET_CACHE, else this user's under the temporary folder.
+
+    Raises:
+        MisplacedError: it, or what it stands under, is a file.
+    """
+    folder = Path(os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}")
+    standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not standing.is_dir():
+        raise MisplacedError(
+            f"{standing} is a file and no folder: $MANET_CACHE {folder} cannot be kept there; name another"
+        )
+    return folder
 
 
 def network_of(model: Artifact) -> NetworkConfig:
@@ -226,10 +236,7 @@ def network_of(model: Artifact) -> NetworkConfig:
 
 
 def local_copy(artifact: Artifact, prefix: str = "") -> Path:
-    """A folder on this machine with the artifact's parts (those that start with `prefix`), checked; kept by checksum.
-
-    The cache is $MANET_CACHE, else a folder of this user's under the system's temporary folder.
-    """
+    """A folder of the cache with the artifact's parts (those that start with `prefix`), checked; kept by checksum."""
     folder = cache_folder() / artifact.sha256[:32]
     for part in artifact.parts(prefix):
         artifact.download(part, folder)

@@ -10,7 +10,6 @@ import platform
 import sys
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import BadInputError, ObjectMissingError
@@ -18,6 +17,7 @@ from cluster.session import available_cpus
 from cluster.storage import split_uri
 from jobs.config import first_fault
 from jobs.make import code
+from jobs.strict_yaml import YamlFaultError, read_yaml
 
 
 class Record(BaseModel):
@@ -111,12 +111,11 @@ def read_rates(uri: str, flag: str) -> Rates:
     """
     store, name = split_uri(uri)
     try:
-        values = yaml.safe_load(store.read(name))
-        return Rates.model_validate(values)
+        return Rates.model_validate(read_yaml(store.read(name)))
     except ObjectMissingError:
         raise BadInputError(f"{flag} {uri}: no such file; `manet bench extract --rates {uri}` writes it") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise BadInputError(f"{flag} {uri}: neither JSON nor YAML") from None
+    except YamlFaultError as error:
+        raise BadInputError(f"{flag} {uri}: neither JSON nor YAML: {error}") from None
     except ValidationError as error:
         raise BadInputError(f"{flag} {uri}: {first_fault(error)}") from None
 

@@ -249,6 +249,7 @@ def test_a_rate_that_nobody_measured_is_refused_or_marked(manet: Run, tmp_path: 
     [
         ("currency: USD\n", ["as_of", "Field required"]),
         ("groups: [", ["not YAML"]),
+        ("currency: USD\ncurrency: EUR\n", ["line 2, column 1", "currency stands there twice"]),
         ("- a\n", ["prices.yaml"]),
     ],
 )

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.artifact import open_artifact, sha256_of
-from jobs.inputs import fetch_weights
+from cluster.errors import MisplacedError
+from jobs.inputs import cache_folder, fetch_weights
 from jobs.masks import mapper
 from jobs.pictures import load_picture
 from manet.images import PictureConfig
@@ -157,6 +158,14 @@ def test_weights_files_are_kept_by_their_content(tmp_path: Path, monkeypatch: py
     assert {path.name for path in (tmp_path / "cache" / "weights").iterdir()} == {
         path.parent.name for path in (first, second)
     }
+
+
+@pytest.mark.parametrize("under", ["", "kept/here"])
+def test_a_cache_that_cannot_be_is_named(under: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MANET_CACHE", str(tmp_path / "file" / under))
+    with pytest.raises(MisplacedError, match=rf"{tmp_path}/file is a file and no folder: \$MANET_CACHE"):
+        cache_folder()
 
 
 def test_the_text_branch_is_trained_alone_measured_and_taken_in(
