@@ -33,7 +33,7 @@ from jobs.make import make
 from jobs.masks import CLAIMS, RENDERED, MapKind, build_masks, mapper
 from jobs.training import default_cpus, drop_checkpoints, fit
 from jobs.training_plan import Branch, Plan
-from manet.backbone import create, is_lite0
+from manet.backbone import are_of, create
 from manet.checkpoint import load_model, save_branch
 from manet.config import Attention, NetworkConfig, RegionWeights, TextSource
 from manet.images import PictureConfig
@@ -41,6 +41,7 @@ from manet.network import InitialWeights, MANet, initial, load_text
 from manet.text import PUBLIC
 from manet.weights import pinned
 
+LITE = "pip:efficientnet-lite0"
 OF_INIT = ("backbone_weights", "saliency_weights", "text_weights")
 """Flags that --init answers: no network starts from two weights."""
 OF_NETWORK = ("attention", "region_weights", "text", "text_source")
@@ -63,10 +64,11 @@ class Config(JobConfig):
     """Model artifact to start from, in place of pretrained weights: its network is kept, its head too if it fits; a text
     branch and learned weights of levels may be added to one that has none."""
     backbone: str = "efficientnet-lite0"
-    """Network of the backbone: efficientnet-lite0, or a name that timm knows (resnet50, vgg16, densenet121, ...)."""
-    backbone_weights: str = "pip:efficientnet-lite0"
-    """Its weights: pip:NAME, a file, a store URI, `pretrained` (downloads), or `random`."""
-    saliency_weights: str = "pip:efficientnet-lite0"
+    """Network of the backbone: efficientnet-lite0, -lite1 or -lite2, or a name that timm knows (resnet50, vgg16, densenet121,
+    ...)."""
+    backbone_weights: str = LITE
+    """Its weights: pip:NAME (the first three), a file, a store URI, `pretrained` (downloads), or `random`."""
+    saliency_weights: str = LITE
     """Weights that the saliency branch starts from, as --backbone-weights: of its encoder; or own:saliency-lite0, or a file of
     the whole branch."""
     pseudo_masks: str = "pip:u2netp"
@@ -304,10 +306,11 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
             )
         return network
     name = "text" if config.branch == "text" else "backbone"
-    if {name, f"{name}_weights"} & config.model_fields_set == {name} and not is_lite0(getattr(config, name)):
-        create(getattr(config, name))  # an unknown one is told as such
+    wanted = getattr(config, name)
+    if {name, f"{name}_weights"} & config.model_fields_set == {name} and not are_of(LITE, wanted):
+        create(wanted)  # an unknown one is told as such
         raise BadInputError(
-            f"--{name} {getattr(config, name)}: give its --{name}-weights (a file, `pretrained` or `random`)"
+            f"--{name} {wanted}: give its --{name}-weights (pip:NAME, a file, `pretrained` or `random`)"
         )
     return NetworkConfig(
         backbone=config.backbone,
@@ -319,7 +322,7 @@ def _network(config: Config, init: Artifact | None, classes: int) -> NetworkConf
 
 def _weights(config: Config) -> InitialWeights:
     if config.branch == "text":
-        stem = "pip:efficientnet-lite0" if config.text_weights == "none" else config.text_weights
+        stem = LITE if config.text_weights == "none" else config.text_weights
         return InitialWeights(backbone="random", saliency="random", text_stem=stem)
     return InitialWeights(backbone=config.backbone_weights, saliency=config.saliency_weights, text=config.text_weights)
 

