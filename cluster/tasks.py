@@ -8,6 +8,7 @@ from cluster.session import cluster_cpus, require_resources
 LEAST = 64  # tasks in flight, on a cluster of any size
 _Unit = TypeVar("_Unit")
 _Result = TypeVar("_Result")
+_kept: list[tuple[str, Callable[[Any], Any]]] = []  # of a worker: the work that it was given last, by its reference
 
 
 def run_tasks(
@@ -39,18 +40,16 @@ def run_tasks(
     if units:
         require_resources(cpus=cpus, gpus=gpus, flags="its CPUs and GPUs (see --help)")
 
-    def call(unit: _Unit) -> _Result:  # a plain function: ray.remote takes no functools.partial
-        return work(unit)
-
     options: dict[str, Any] = {"runtime_env": {"env_vars": dict(environ)}} if environ else {}
-    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, **options)(call)
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3, **options)(_call)
+    shared = ray.put(work)  # as a part of the function it could not be of more than 95 MiB: some 3.5 million ids
     waiting: list[Any] = []
     queue = iter(units)
     try:
         while True:
             most = max(LEAST, 2 * cluster_cpus() / cpus)  # nodes come and go
             while len(waiting) < most and (unit := next(queue, None)) is not None:
-                waiting.append(task.remote(unit))
+                waiting.append(task.remote([shared], unit))
             if not waiting:
                 return
             ready, waiting = ray.wait(waiting, num_returns=1)
@@ -58,3 +57,13 @@ def run_tasks(
     finally:
         for reference in waiting:
             ray.cancel(reference)
+
+
+def _call(shared: list[Any], unit: Any) -> Any:  # noqa: ANN401 - as `run_tasks`
+    """The work on one unit; a worker unpickles it once, so that what it keeps is kept from unit to unit."""
+    import ray
+
+    (reference,) = shared
+    if not _kept or _kept[0][0] != reference.hex():
+        _kept[:] = [(reference.hex(), ray.get(reference))]
+    return _kept[0][1](unit)

@@ -3,6 +3,7 @@
 ManetError
 |-- InputError        the user's input cannot be used (the commands exit with 2)
 |   `-- WeightsError  weights are missing, of another size or hash, or of another network
+|-- NoRoomError       this machine's disk is full: the same again succeeds once there is room
 `-- PictureError      one picture cannot be used: it becomes a row of the rejects
 """
 
@@ -41,6 +42,10 @@ class InputError(ManetError):
 
 class WeightsError(InputError):
     """Weights are missing, damaged, or belong to another network."""
+
+
+class NoRoomError(ManetError):
+    """A file could not be written on this machine."""
 
 
 class PictureError(ManetError):

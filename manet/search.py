@@ -10,7 +10,7 @@ Shape letters: Q queries, D dimensions, S shards, C candidates.
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import faiss
@@ -31,6 +31,7 @@ _SPARE = 16  # candidates asked of a shard beyond the wanted: to see whether tie
 _SLICE = 256  # queries searched by one thread at once
 _POWER = 3  # of a score, as the weight of an answer that a query is expanded with
 EXACT_BELOW = 8192  # a filter that leaves fewer rows is answered by comparing with each of them
+_WIDER = 4  # times as many candidates where those of a query are of too few groups of near-duplicates
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -174,14 +175,19 @@ class Searcher:
 
     def sample(self, count: int, seed: int = 0) -> list[Hit]:
         """Up to `count` pictures of the gallery, drawn evenly; each scores 1."""
-        live = [np.flatnonzero(shard.live) for shard in self._shards]
-        ends = np.cumsum([len(rows) for rows in live])
-        drawn = np.random.default_rng(seed).permutation(ends[-1])[:count]
-        shards = np.searchsorted(ends, drawn, side="right")
-        return [
-            _itself(self._shards[shard], int(live[shard][place - ends[shard]]))
-            for shard, place in zip(shards.tolist(), drawn.tolist(), strict=True)
-        ]
+        ends = np.cumsum([len(shard) for shard in self._shards])
+        draw, wanted = np.random.default_rng(seed), min(count, len(self))
+        asked = wanted
+        while True:
+            drawn = draw.choice(ends[-1], asked, replace=False)
+            shards = np.searchsorted(ends, drawn, side="right")
+            rows = drawn - np.concatenate([[0], ends])[shards]
+            found = [
+                one for one in zip(shards.tolist(), rows.tolist(), strict=True) if self._shards[one[0]].live[one[1]]
+            ]
+            if len(found) >= wanted:
+                return [_itself(self._shards[shard], row) for shard, row in found[:wanted]]
+            asked = min(2 * asked, int(ends[-1]))  # some of those drawn are deleted
 
     def categories(self) -> dict[str, int]:
         """Category -> live pictures of it, most first; empty where the index holds no categories."""
@@ -214,7 +220,8 @@ class Searcher:
             queries_QD: descriptors of unit length.
             k: answers for each.
             allowed: rows that may answer; None: all.
-            folded: of a group of near-duplicates only the best answers (where the searcher folds at all).
+            folded: of a group of near-duplicates only the best answers (where the searcher folds at all); where the candidates
+                are of too few groups, more are re-scored until k groups answer, or all rows have been.
             rerank: score candidates with the stored vectors; else they keep the quantized inner products, unless so few rows
                 may answer that each is compared.
             stored: the queries are vectors of this index, whitened already where it whitens.
@@ -228,12 +235,29 @@ class Searcher:
             return []
         queries = queries_QD if self._whitening is None or stored else whiten(self._whitening, queries_QD)
         if self._expand:
-            queries = self.expanded(queries, self._expand, allowed=allowed)
+            queries = self.expanded(queries, self._expand, allowed=allowed, own=own)
         how = _How(k=k, folded=folded and self._grouped, rerank=rerank, spare=int(own is not None))
-        return self._named(self._ranked(queries, how, allowed), how, own)
+        answers = self._named(self._ranked(queries, how, allowed), how, own)
+        rows = allowed.rows if allowed else len(self)
+        while how.folded and not self._compares_all(allowed, k) and (rescored := self._candidate_count(how)) < rows:
+            few = [query for query, hits in enumerate(answers) if len(hits) < k]
+            if not few:
+                break
+            how = replace(how, spare=_WIDER * rescored)
+            own_of_few = None if own is None else [own[query] for query in few]
+            wider = self._named(self._ranked(queries[few], how, allowed), how, own_of_few)
+            for query, hits in zip(few, wider, strict=True):
+                answers[query] = hits
+        return answers
 
     def expanded(
-        self, vectors_QD: Matrix, count: int, *, allowed: Allowed | None = None, inside: bool = False
+        self,
+        vectors_QD: Matrix,
+        count: int,
+        *,
+        allowed: Allowed | None = None,
+        inside: bool = False,
+        own: Sequence[str] | None = None,
     ) -> Matrix:
         """Vectors with their `count` best answers added, each weighted by the third power of its score; unit length, float32.
 
@@ -246,18 +270,21 @@ class Searcher:
             count: answers, those that tie with the last of them included.
             allowed: rows that may be added.
             inside: the vectors are rows of this index: of each its own row is not added to it.
+            own: of each vector the id of which no row is added to it, its own picture.
         """
         queries = np.ascontiguousarray(vectors_QD, np.float32)
-        kept = self._ranked(queries, _How(k=count + inside, folded=False, rerank=True), allowed)
+        kept = self._ranked(queries, _How(k=count + (inside or own is not None), folded=False, rerank=True), allowed)
         sums = queries.astype(np.float64)
         for place, (scores, shards, rows) in enumerate(kept):
-            own = inside
-            for score, shard, row in sorted(
-                zip(scores.tolist(), shards.tolist(), rows.tolist(), strict=True), reverse=True
-            ):
+            itself = inside
+            best = sorted(zip(scores.tolist(), shards.tolist(), rows.tolist(), strict=True), reverse=True)
+            if own is not None:
+                others = [one for one in best if self._shards[one[1]].id_of(one[2]) != own[place]]
+                best = [one for one in others if one[0] >= others[min(count, len(others)) - 1][0]]
+            for score, shard, row in best:
                 vector = self._shards[shard].vectors[row]
-                if own and np.array_equal(vector.astype(np.float32), queries[place]):
-                    own = False
+                if itself and np.array_equal(vector.astype(np.float32), queries[place]):
+                    itself = False
                     continue
                 sums[place] += max(score, 0.0) ** _POWER * vector.astype(np.float64)
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -283,11 +310,20 @@ class Searcher:
         return list(self._pool.map(work, items))
 
     def _search_slice(self, queries: Matrix, how: _How, allowed: Allowed | None, *, alone: bool) -> list[_Ranked]:
-        if allowed is not None and allowed.rows <= max(self._exact_below, how.k):
+        if allowed is not None and self._compares_all(allowed, how.k):
             chosen = [(shard, np.flatnonzero(mask), None) for shard, mask in enumerate(allowed.masks)]
             every: list[list[_Piece]] = [[piece for piece in chosen if len(piece[1])]] * len(queries)
             return self._rescored(queries, every, how)
         return self._rescored(queries, self._candidates(queries, how, allowed, alone=alone), how)
+
+    def _compares_all(self, allowed: Allowed | None, k: int) -> bool:
+        """Whether so few rows may answer that each is compared."""
+        allowed = allowed or self._live
+        return allowed is not None and allowed.rows <= max(self._exact_below, k)
+
+    def _candidate_count(self, how: _How) -> int:
+        """Candidates of one query, over all shards."""
+        return max(self.refine, -(-how.k * self.refine // USUAL_ANSWERS), how.k) + how.spare
 
     def _candidates(self, queries: Matrix, how: _How, allowed: Allowed | None, *, alone: bool) -> list[list[_Piece]]:
         """For each query its candidate rows, shard by shard.
@@ -314,7 +350,7 @@ class Searcher:
         self, turned: Matrix, nprobe: int, how: _How, allowed: Allowed | None, *, alone: bool
     ) -> list[list[_Piece]]:
         """For each query its candidate rows in the `nprobe` cells nearest to it, which are found once for all shards."""
-        wanted = max(self.refine, -(-how.k * self.refine // USUAL_ANSWERS), how.k) + how.spare
+        wanted = self._candidate_count(how)
         ivf = self._shards[0].ivf
         closeness, cells = (None, None) if ivf is None else ivf.quantizer.search(turned, nprobe)
         masks: Sequence[Matrix | None] = allowed.masks if allowed else [None] * len(self._shards)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manet.errors import InputError
+from manet.errors import InputError, NoRoomError
 from manet.index import inverted_file
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
@@ -42,6 +42,7 @@ class Shard:
 
     Raises:
         InputError: files that do not belong together.
+        NoRoomError: the temporary folder does not hold the codes.
     """
 
     def __init__(self, files: ShardFiles) -> None:
@@ -52,7 +53,7 @@ class Shard:
             try:
                 _map_lists(self.ivf)
             except OSError as error:
-                raise InputError(
+                raise NoRoomError(
                     f"{self.name}: its codes could not be written to {tempfile.gettempdir()}, from where they are mapped: "
                     f"{error.strerror}; make room, or set TMPDIR"
                 ) from None
@@ -111,6 +112,11 @@ class Shard:
         pointers = map(faiss.swig_ptr, (cells, closeness, products, rows))
         self.ivf.search_preassigned_c(len(turned_QD), faiss.swig_ptr(turned_QD), count, *pointers, False, options)
         return products, rows
+
+    def id_of(self, row: int) -> str:
+        """The image_id of a row."""
+        name: str = self._columns["image_id"][row].as_py()
+        return name
 
     def details(self, rows: Matrix) -> dict[str, list[Any]]:
         """Columns of some rows, image_id always among them."""

@@ -1,6 +1,7 @@
 """The replica that describes pictures: one model, one descriptor path (`manet.describe`), requests batched as they come.
 
-Every pass has the size that the gallery's passes had, so a query's descriptor has the same bits in any company.
+Every pass has the size that the gallery's passes had, so a query's descriptor has the same bits in any company; on a GPU, where
+`extract` found its size by trying, `MOST_BATCHED`: one query should not cost a pass of hundreds.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from manet.images import PictureConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_BATCHED = 64
+_FAILED_PASSES = 3  # one after the other, after which the process, or what its device holds of it, counts as broken
 _HUNG_S, _HUNG_PASSES = 60.0, 20  # a pass longer than both, so many usual ones, does not end any more
 
 
@@ -68,7 +70,9 @@ class Embedder:
 
         torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
         size = settings.pictures.size
-        self._describer = self._spec.describer(local_copy(settings.model), gpu=settings.gpu)
+        tried = settings.gpu and not self._spec.batch_size
+        spec = self._spec.model_copy(update={"batch_size": MOST_BATCHED}) if tried else self._spec
+        self._describer = spec.describer(local_copy(settings.model), gpu=settings.gpu)
         for _ in range(2):  # a first pass costs more than the others
             began = time.monotonic()
             self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))
@@ -80,11 +84,14 @@ class Embedder:
         return self._describer.dim
 
     def check_health(self) -> None:
-        """Ray Serve's question: an embedder whose pass does not end (a device that no longer answers) is started anew.
+        """Ray Serve's question: an embedder whose pass does not end (a device that no longer answers), or whose passes all fail
+        (one that was lost), is started anew.
 
         Raises:
-            RuntimeError: the pass at hand has taken too long.
+            RuntimeError: the pass at hand has taken too long, or the last three have failed.
         """
+        if self._together.failed >= _FAILED_PASSES:
+            raise RuntimeError(f"the last {self._together.failed} passes have failed")
         most = max(_HUNG_S, _HUNG_PASSES * self._usual_s)
         if self._together.busy_s > most:
             raise RuntimeError(f"a pass has not ended within {most:g} s")
@@ -138,6 +145,7 @@ class Together:
         self._waiting: list[tuple[Asked, asyncio.Future[Seen | None]]] = []
         self._task: asyncio.Task[None] | None = None
         self._began: float | None = None  # the pass at hand
+        self.failed = 0  # passes since the last one that did not
 
     @property
     def busy_s(self) -> float:
@@ -166,12 +174,14 @@ class Together:
                 )
                 results = await running
             except Exception as error:
+                self.failed += 1
                 for _, future in taken:
                     if not future.done():
                         future.set_exception(error)
                 continue
             finally:
                 self._began = None
+            self.failed = 0
             for (_, future), result in zip(taken, results, strict=True):
                 if not future.done():
                     future.set_result(result)

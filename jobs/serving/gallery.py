@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.artifact import Artifact, open_artifact
-from cluster.errors import BadInputError, ClusterError, ObjectMissingError
+from cluster.errors import BadInputError, ClusterError, ObjectMissingError, StoreError
 from cluster.telemetry import say
 from jobs.parquet import read_parquet
 from jobs.postprocessing import OPTIONS
@@ -171,8 +171,8 @@ class Gallery:
             if _describing(edition) != _describing(self.current):
                 raise BadInputError("it wants other descriptors: start the service again")
         except (ClusterError, ManetError, OSError) as error:
-            if isinstance(error, (BadInputError, InputError)):
-                self._failed = newest
+            if isinstance(error, (BadInputError, InputError)) and not isinstance(error, StoreError):
+                self._failed = newest  # it will not do next time either; a full disk may
             say(f"serve: a new version of {self._uri} is not taken up: {error}")
             return False
         self.current = edition

@@ -2,9 +2,11 @@
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cluster.tasks
@@ -22,6 +24,12 @@ def test_what_this_machine_can_never_run_is_refused_at_once() -> None:
         with pytest.raises(BadInputError, match=r"1 worker.* of 64 CPUs .* this machine has 1 CPUs"):
             next(iter(run_tasks(abs, [-1], cpus=64)))
         assert list(run_tasks(abs, [-1, -2])) == [1, 2]
+
+
+def test_work_may_carry_more_than_a_function_may() -> None:
+    """Ray takes no function of 100 MB: ids of a few million pictures."""
+    with ray_session(SessionConfig(ray_cpus=1, object_store_mib=256)):
+        assert sorted(run_tasks(partial(np.take, np.arange(15_000_000)), [-1, -2])) == [14_999_998, 14_999_999]
 
 
 def test_a_job_server_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> None:

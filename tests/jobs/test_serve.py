@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import http.client
 import io
 import json
@@ -10,7 +11,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
-from unittest.mock import ANY
+from unittest.mock import ANY, Mock
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -279,7 +280,7 @@ def test_an_index_made_anew_in_its_place_is_taken_up(
         "--out",
         tmp_path / "index",
         "--factory",
-        "IVF4,PQ16x4",
+        "IVF4,PQ16x4fs",
     )
     made = ("index", *flags, "--recall-target", 0.3, "--tuning-queries", 20, "--shard-rows")
     summary_of(manet(*made, 64))
@@ -295,6 +296,10 @@ def test_an_index_made_anew_in_its_place_is_taken_up(
     def described(index: Artifact) -> QuerySpec:
         return query_spec(index).model_copy(update={"model": model[0]})
 
+    with monkeypatch.context() as patched:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patched.setattr("manet.shards.swig.OnDiskInvertedLists", Mock(side_effect=full))
+        assert not gallery.refresh()  # a full disk, which another time is not
     with monkeypatch.context() as patched:
         patched.setattr("jobs.serving.gallery.query_spec", described)
         assert not gallery.refresh()  # another model

@@ -288,3 +288,31 @@ def test_an_embedder_whose_pass_does_not_end_says_so(served_index: Path, monkeyp
         embedder.check_health()
 
     asyncio.run(ask())
+
+
+def test_an_embedder_whose_passes_all_fail_says_so(served_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that was lost: every pass raises at once, and the replica would take more than its share."""
+    spec = query_spec(open_index(str(served_index)))
+    model = spec.open_model()
+    pictures = picture_config(model, spec.size)
+    embedder = Embedder(EmbedderSettings(model=model, spec=spec, pictures=pictures, gpu=False))
+    asked = [Asked(pixels=np.full((pictures.size, pictures.size, 3), 200, np.uint8))]
+    describe = embedder._describer.describe
+
+    def fails(pixels: np.ndarray[Any, Any]) -> Described:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    async def ask() -> None:
+        for broken, usable in ((2, True), (3, False)):
+            monkeypatch.setattr(embedder._describer, "describe", fails)
+            for _ in range(broken):
+                (seen,) = await embedder(asked)
+                assert isinstance(seen, RuntimeError)
+            if usable:
+                embedder.check_health()
+                monkeypatch.setattr(embedder._describer, "describe", describe)
+                assert isinstance((await embedder(asked))[0], Seen)
+        with pytest.raises(RuntimeError, match="the last 3 passes have failed"):
+            embedder.check_health()
+
+    asyncio.run(ask())

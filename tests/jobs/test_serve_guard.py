@@ -171,6 +171,12 @@ def test_the_file_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("MANET_TOKENS", "secret,an other")
     with pytest.raises(BadInputError, match=r"\$MANET_TOKENS: entry 2"):
         _token_hashes(Config(index="none"))
+    for nothing in (" , ", "\n"):  # a template that was not filled in must not open the service
+        monkeypatch.setenv("MANET_TOKENS", nothing)
+        with pytest.raises(BadInputError, match=r"\$MANET_TOKENS: it holds no token"):
+            _token_hashes(Config(index="none"))
+    monkeypatch.setenv("MANET_TOKENS", "")
+    assert _token_hashes(Config(index="none")) == frozenset()
 
 
 def test_tokens() -> None:

@@ -239,6 +239,65 @@ def test_groups_are_answered_once(vectors: Matrix, tmp_path: Path) -> None:
     assert [hit.image_id for hit in other] == [f"p{row:05d}" for row in exact_search(vectors, queries[1:], 7)[1][0]]
 
 
+@pytest.mark.parametrize("factory", ["Flat", "Dealt32,IVF32,PQ16x4fs"])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_a_group_larger_than_the_candidates_leaves_room_for_others(
+    factory: str, filtered: bool, vectors: Matrix, tmp_path: Path
+) -> None:
+    """A placeholder that hundreds of listings share is one answer, and six others stand beside it."""
+    query = vectors[:1].astype(np.float32)
+    order = exact_search(vectors, query, len(vectors))[1][0]
+    alike = {f"p{row:05d}" for row in order[:900]}
+    shards = _shards(tmp_path, train(vectors, factory), vectors, 2)
+    for files in shards:
+        table = pq.read_table(files.ids)
+        group = ["none" if name in alike else None for name in table["image_id"].to_pylist()]
+        pq.write_table(table.append_column("group", pa.array(group, pa.string())), files.ids)
+    searcher = Searcher(shards, nprobe=32, exact_below=0)
+    allowed = searcher.allow(without=["p03999"]) if filtered else None
+    queries = np.concatenate([query, vectors[order[-1:]].astype(np.float32)])
+    (best, *others), far = searcher.search(queries, 7, allowed)
+    assert best.image_id in alike
+    assert len(others) == 6
+    assert not {hit.image_id for hit in others} & alike
+    assert len(far) == 7
+    if factory == "Flat":
+        assert [hit.image_id for hit in others] == [f"p{row:05d}" for row in order[900:906]]
+    ((first, *rest),) = searcher.search(query, 7, own=["p00000"])
+    assert first.image_id in alike - {"p00000"}
+    assert len(rest) == 6
+    assert len(searcher.search(query, 4000)[0]) == 3101  # no more groups than there are
+
+
+def test_a_querys_own_picture_does_not_expand_it(vectors: Matrix, tmp_path: Path) -> None:
+    """As if it were not in the gallery."""
+    queries = vectors[[5, 70]].astype(np.float32)
+    own = ["p00005", "p00070"]
+    whole = Searcher(_shards(tmp_path, train(vectors, "Flat"), vectors, 2), expand=3)
+    found = whole.search(queries, 7, own=own)
+    without = whole.search(queries, 7, whole.allow(without=own))
+    assert found == without
+    assert whole.search(queries, 7) != found
+
+
+def test_pictures_are_drawn_evenly_and_none_that_is_deleted(vectors: Matrix, tmp_path: Path) -> None:
+    shards = _shards(tmp_path, train(vectors, "Flat"), vectors, 3)
+    dead = [ShardFiles(index=each.index, ids=each.ids, refine=each.refine, dead=np.arange(1300)) for each in shards]
+    searcher = Searcher(dead)
+    assert len(searcher) == 100
+    live = {f"p{row:05d}" for rows in np.array_split(np.arange(4000), 3) for row in rows[1300:]}
+    assert {hit.image_id for hit in searcher.sample(200)} == live
+    few = searcher.sample(7, seed=1)
+    assert len({hit.image_id for hit in few} & live) == 7
+    assert few == searcher.sample(7, seed=1) != searcher.sample(7, seed=2)
+    whole, counts = Searcher(shards), np.zeros(4000, int)
+    for seed in range(400):
+        counts[[int(hit.image_id[1:]) for hit in whole.sample(40, seed)]] += 1
+    thirds = [counts[rows].sum() for rows in np.array_split(np.arange(4000), 3)]
+    assert sum(thirds) == 16_000
+    assert max(thirds) - min(thirds) < 600  # some 60 by chance
+
+
 def test_shards_of_two_quantizers_are_refused(vectors: Matrix, tmp_path: Path) -> None:
     shards = []
     for name, factory in (("a", "IVF16,PQ8x6"), ("b", "IVF8,PQ8x6")):
