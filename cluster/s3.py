@@ -256,7 +256,10 @@ def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa
         BotoCoreError,
         ClientError,
         ConnectionError,
+        CredentialRetrievalError,
+        FlexibleChecksumError,
         HTTPClientError,
+        IncompleteReadError,
         NoCredentialsError,
         ParamValidationError,
         PartialCredentialsError,
@@ -270,7 +273,8 @@ def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa
         return PermanentStoreError(f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, ParamValidationError):
         return BadInputError(f"{where}: {' '.join(str(error).split())}")
-    if isinstance(error, (HTTPClientError, ConnectionError, _ShortBodyError, Boto3Error)):
+    broken = (FlexibleChecksumError, IncompleteReadError, CredentialRetrievalError)  # of this one answer
+    if isinstance(error, (HTTPClientError, ConnectionError, _ShortBodyError, Boto3Error, *broken)):
         return RetryableStoreError(
             f"{where}: the store does not answer as it should ({_line(error)}); check the network"
         )

@@ -27,6 +27,7 @@ from jobs.parquet import parquet_bytes, read_parquet
 from jobs.querying import dead_rows, open_index, worker_searcher
 
 GROUPS = pa.schema([("image_id", pa.string()), ("group", pa.string())])
+_ROUNDED = 2e-4  # by which the product of two like vectors may be below 1: each is stored as float16
 _BATCH = 256  # pictures looked up at once
 Pairs = list[tuple[str, str]]
 
@@ -82,7 +83,7 @@ def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
         names = [ids[row] for row in rows]
         found = searcher.search(vectors[rows], config.neighbours, stored=True, own=names)
         for name, hits in zip(names, found, strict=True):
-            pairs += [(name, hit.image_id) for hit in hits if hit.score >= config.threshold]
+            pairs += [(name, hit.image_id) for hit in hits if hit.score >= config.threshold - _ROUNDED]
     return part.rows, pairs
 
 

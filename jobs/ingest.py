@@ -57,7 +57,8 @@ class Config(JobConfig):
     format: Format = "auto"
     """What the source is; auto: by its name and its header."""
     pack: bool = False
-    """Write the pictures' bytes into the catalog; tar shards are always packed."""
+    """Write the pictures' bytes into the catalog; tar shards are always packed. A picture that was replaced under its old name
+    is not noticed when the command is sent again: --overwrite."""
     images: str = ""
     """Where the challenge's pictures lie: IMAGES/ID.jpg."""
 
@@ -145,11 +146,8 @@ def _run_tar(config: Config) -> dict[str, Any]:
     shards = tar_shards(config.source)
     if not shards:
         raise BadInputError(f"--source {config.source}: no .tar file there")
-    sizes = []
-    for uri in shards:
-        store, name = split_uri(uri)
-        sizes.append(f"{uri} {store.size(name)}")
-    inputs = {"source": Input(uri=config.source, sha256=hashlib.sha256("\n".join(sizes).encode()).hexdigest())}
+    told = "\n".join(f"{uri} {version}" for uri, version in shards.items())
+    inputs = {"source": Input(uri=config.source, sha256=hashlib.sha256(told.encode()).hexdigest())}
 
     def build(writer: ArtifactWriter) -> tuple[list[str], dict[str, Any]]:
         units = {f"{index:05d}": uri for index, uri in enumerate(shards)}

@@ -83,7 +83,7 @@ class DeleteConfig(IndexConfig):
     ids: str
     """File of the image ids to delete, one a line: a path or a URI."""
     missing_ok: bool = False
-    """An id that the index has never had is passed over; without this it is an error."""
+    """An id that the index has not, or no more since it was compacted, is passed over; without this it is an error."""
 
 
 class CompactConfig(IndexConfig):
@@ -145,12 +145,17 @@ def add(config: AddConfig) -> dict[str, Any]:
         present = _rows_of_ids(base, ids)
         known = [name for name, given in added.items() if given.sha256 == new.sha256]
         last = max(added, key=lambda name: (name.startswith("added"), name), default="")
-        if known and len(present) == len(ids) and (last in known or not config.replace):
+        replaced = last not in known and _replaced(base, known, ids)
+        if known and len(present) == len(ids) and (last in known or not (config.replace or replaced)):
             return None  # these descriptors, all of them live; --replace may go back to them from later ones
         if known and len(present) and not config.replace:
+            lost = (
+                f"{len(ids) - len(present)} of their {len(ids)} rows deleted"
+                if len(present) < len(ids)
+                else "some replaced"
+            )
             raise BadInputError(
-                f"--descriptors {new.uri}: they were added before, and {len(ids) - len(present)} of their {len(ids)} rows "
-                "deleted since; --replace adds all of them anew"
+                f"--descriptors {new.uri}: they were added before, and {lost} since; --replace adds all of them anew"
             )
         if len(present) and not config.replace:
             raise BadInputError(
@@ -225,7 +230,9 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         retrain = other or drift > config.max_drift
         limit = shard_limit(config.shard_rows, factory)
         chosen = every if retrain else _worn(every, live, config, limit)
-        if not chosen:
+        if not chosen or not any(
+            live.values()
+        ):  # an index without rows keeps its shards: there is none without a shard
             return None
         rows_of = ShardRows(base, dead)
         trained, others = quantizer_of(base), list(base.manifest.parts)
@@ -409,6 +416,20 @@ def _stones(base: Artifact) -> pa.Table:
     return pa.concat_tables([TOMBSTONES.empty_table(), *tables])
 
 
+def _replaced(base: Artifact, added: list[str], ids: pa.Array) -> bool:
+    """Whether rows that came with one of these inputs ("descriptors", "added-00002") were replaced since, as far as tombstones
+    tell: a compaction drops them.
+    """
+    stones = _stones(base)
+    versions = tuple(f"shard-v{name.partition('-')[2]}-" for name in added if name.startswith("added"))
+    first = "descriptors" in added  # whose shards name no version
+    own = [
+        name.startswith(versions) or (first and not name.startswith("shard-v")) for name in stones["shard"].to_pylist()
+    ]
+    there = pc.is_in(stones["image_id"], value_set=ids)
+    return bool(pc.any(pc.and_(there, pa.array(own, pa.bool_()))).as_py())
+
+
 def _put_stones(base: Artifact, table: pa.Table, prefix: str) -> list[Part]:
     if not len(table):
         return []
@@ -433,6 +454,8 @@ def _worn(every: list[Part], live: Mapping[str, int], config: CompactConfig, lim
     """Shards to rewrite: too many deleted rows, or small and not alone."""
     worn = [part for part in every if part.rows - live[part.name] > config.max_deleted * part.rows]
     small = [part for part in every if live[part.name] < config.small_shard * limit]
+    if len(cut_shards([part for part in small if live[part.name]], limit, "", live)) == len(small):
+        small = []  # they would be cut into as many again
     chosen = {part.name for part in worn} | ({part.name for part in small} if len(small) > 1 else set())
     return [part for part in every if part.name in chosen]
 

@@ -144,13 +144,17 @@ def _put(units: Units, unit: str, groups: Iterator[pa.Table], passed: int = 0) -
     return counts
 
 
-def tar_shards(source: str) -> list[str]:
-    """URIs of the shards: one .tar file, or all below a folder, by name."""
+def tar_shards(source: str) -> dict[str, str]:
+    """URIs of the shards, one .tar file or all below a folder, by name; each with its size and the second it was written in: tar
+    files are padded, and one that was mended is often as long as it was.
+    """
     if source.lower().endswith(".tar"):
         store, name = split_uri(source)
-        return [store.uri(name)] if store.exists(name) else []
-    store = open_store(source)
-    return [store.uri(entry.name) for entry in store.list() if entry.name.lower().endswith(".tar")]
+        found = [entry for entry in store.list(name) if entry.name == name]
+    else:
+        store = open_store(source)
+        found = [entry for entry in store.list() if entry.name.lower().endswith(".tar")]
+    return {store.uri(entry.name): f"{entry.size} {entry.modified:.0f}" for entry in found}
 
 
 def check_ids(ids: Sequence[str], where: str) -> None:

@@ -137,14 +137,18 @@ class ShardRows:
 
     def __call__(self, part: Part) -> tuple[pa.Table, Vectors]:
         """A shard's rows, without the deleted ones."""
+        table, vectors, live = self.whole(part)
+        return (table, vectors) if live.all() else (table.filter(pa.array(live)), vectors[live])
+
+    def whole(self, part: Part) -> tuple[pa.Table, Vectors, Vectors]:
+        """All rows of a shard, their vectors mapped from its file, and which of them are live, bool."""
         name = part.name.removesuffix(".faiss")
         ids = self.index.local(self._parts[f"{name}.ids.parquet"], cache_folder())
         refine = self.index.local(self._parts[f"{name}.refine.npy"], cache_folder())
         table, vectors = read_parquet(ids), np.load(refine, mmap_mode="r")
-        if dead := self.dead.get(name):
-            live = np.setdiff1d(np.arange(len(table)), np.array(dead))
-            return table.take(pa.array(live)), vectors[live]
-        return table, vectors
+        live = np.ones(len(table), bool)
+        live[list(self.dead.get(name, ()))] = False
+        return table, vectors, live
 
 
 def build_shards(

@@ -46,7 +46,7 @@ class DescribeConfig(SessionConfig):
     part_rows: int = Field(default=256, ge=1, le=4096)
     """Rows of one part: the unit of work, of resume and of files."""
     batch_size: int = Field(default=0, ge=0)
-    """Pictures that the model sees at once; 0: by their size on a CPU, the largest that fits on a GPU."""
+    """Pictures that the model sees at once; 0: by their size on a CPU, on a GPU as many as fit, up to 64."""
     scales: tuple[Annotated[float, Field(ge=0.25, le=4)], ...] = Field(default=(1.0,), min_length=1)
     """Sizes that a picture is described at, as shares of --size; their descriptors are summed and brought to unit length."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"

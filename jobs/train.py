@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, Claim, open_artifact, peek
-from cluster.errors import BadInputError
+from cluster.errors import BadInputError, JobFailedError
 from cluster.session import ray_session
 from cluster.storage import open_store
 from cluster.telemetry import Meter
@@ -115,7 +115,8 @@ class Config(JobConfig):
     """Share of the training views in which the product, cut out by its mask, stands before a plain light ground, as in a
     studio; 0: none, and without attention no mask has a part in what the backbone learns."""
     frozen_stride: int = Field(default=4, ge=0)
-    """Layers of the pretrained networks up to this stride are left as they are (edges, colours); 0: all learn."""
+    """Layers of the networks up to this stride are left as they are (edges, colours; with `random` weights give 0); 0: all
+    learn."""
     balance: float = Field(default=0.0, ge=0, le=1)
     """How far categories of different sizes are brought together: 0, each picture is shown once an epoch; 1, each category
     equally often, in an epoch as long."""
@@ -127,7 +128,7 @@ class Config(JobConfig):
     seed: int = Field(default=0, ge=0)
     """Seed of initialisation, order and augmentation."""
     workers: int = how(1, ge=1)
-    """Data-parallel training workers."""
+    """Data-parallel training workers; where their number does not divide --batch-size, a step takes fewer pictures."""
     workers_min: int = how(0, ge=0)
     """Fewest workers: training starts with those that came within --wait-for-resources, and goes on with those that are left
     when nodes are lost; each takes its share of --batch-size. 0: as many as --workers."""
@@ -149,6 +150,10 @@ class Config(JobConfig):
             raise ValueError(f"--workers-min {self.workers_min} is more than --workers {self.workers}")
         if self.workers > self.batch_size:
             raise ValueError(f"--workers {self.workers}: --batch-size {self.batch_size} has not a picture for each")
+        if self.worker_gpus % 1 and (self.worker_gpus > 1 or self.workers > 1):
+            raise ValueError(
+                f"--worker-gpus {self.worker_gpus:g}: several workers, or one on several GPUs, take whole ones"
+            )
         if self.text == "none" and self.text_weights != "none" and not self.init:
             raise ValueError(f"--text-weights {self.text_weights}: --text names their network")
         if self.branch == "text" and self.text in {"none", PUBLIC}:
@@ -257,7 +262,12 @@ def _masks(config: Config, fewshot: Artifact) -> Artifact:
     kept = finished is not None and claim is not None and _fits(claim, config, fewshot)
     overwrite = config.overwrite and not config.masks and not kept
     nested = config.model_copy(update={"out": uri, "overwrite": overwrite})
-    make(nested, name, inputs, build, claimed=CLAIMS[kind])
+    try:
+        make(nested, name, inputs, build, claimed=CLAIMS[kind])
+    except JobFailedError:  # another run made the same masks at --masks and was first
+        claim, finished = peek(open_store(uri))
+        if not config.masks or finished is None or claim is None or not _fits(claim, config, fewshot):
+            raise
     return open_artifact(uri, name)
 
 

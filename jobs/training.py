@@ -70,6 +70,8 @@ def fit(plan: Plan, masks: Artifact, checkpoints: str, into: Path, meter: Meter)
         failures = 0
         for attempt in itertools.count():
             workers = _room(plan, again=attempt > 0)
+            if (taken := workers * plan.batch_of(workers)) != plan.batch_size:
+                say(f"train: {workers} workers take {taken} pictures a step, --batch-size is {plan.batch_size}")
             try:
                 result = _trainer(plan, workers, masks, checkpoints, progress, clock).fit()
                 break
@@ -144,6 +146,7 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
     in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
     elastic = plan.workers_min < plan.workers
     failures = {"controller_failure_limit": 2, "max_preemption_failures": 0} if elastic else {}
+    tasks = max(1, int(cluster_cpus() - workers * plan.worker_cpus))  # one on each CPU that training leaves
     by_score = {"checkpoint_score_attribute": "score", "checkpoint_score_order": "max"} if plan.patience else {}
     return TorchTrainer(
         _loop,
@@ -162,7 +165,7 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
             callbacks=[restarts_told(progress)],
             checkpoint_config=cast(Any, ray.train.CheckpointConfig)(num_to_keep=2, **by_score),
         ),
-        datasets={split: stream_of(masks, split, plan, clock) for split in ("train", "val")},
+        datasets={split: stream_of(masks, split, plan, clock, tasks) for split in ("train", "val")},
         dataset_config=ray.train.DataConfig(execution_options=in_order),
     )
 

@@ -251,9 +251,10 @@ def _made_up(rows_of: ShardRows, shards: list[tuple[Part, int]], count: int, see
 def _rows(rows_of: ShardRows, item: tuple[Part, Matrix, Matrix]) -> dict[int, tuple[str, Matrix]]:
     """Place among the drawn -> id and vector of a shard's live rows."""
     part, rows, places = item
-    table, vectors = rows_of(part)
-    names = table["image_id"].take(pa.array(rows)).to_pylist()
-    chosen = zip(places.tolist(), rows.tolist(), names, strict=True)
+    table, vectors, live = rows_of.whole(part)
+    there = np.flatnonzero(live)[rows]
+    names = table["image_id"].take(pa.array(there)).to_pylist()
+    chosen = zip(places.tolist(), there.tolist(), names, strict=True)
     return {place: (name, np.array(vectors[row])) for place, row, name in chosen}
 
 
@@ -266,8 +267,8 @@ def _last_true(rows_of: ShardRows, shards: list[Part], queries_QD: Matrix, own: 
 
 def _nearest(rows_of: ShardRows, queries_QD: Matrix, own: list[str] | None, part: Part) -> Matrix:
     """Scores of the nearest rows of one shard [Q, up to 8], the query's own row left out."""
-    table, vectors = rows_of(part)
-    scores, rows = exact_search(vectors, queries_QD, K + 1, block=_BLOCK)
+    table, vectors, live = rows_of.whole(part)
+    scores, rows = exact_search(vectors, queries_QD, K + 1, block=_BLOCK, live_N=None if live.all() else live)
     if own is None:
         return scores
     names = table["image_id"].take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False).reshape(rows.shape)

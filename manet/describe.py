@@ -5,7 +5,7 @@ Shape letters: N pictures, D descriptor length, R regions.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,17 @@ from manet.pooling import dead_rows, pool, sr_mac_parts
 from manet.regions import rmac_regions
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_Used = TypeVar("_Used")
+_Pooled = tuple[Array, dict[DescriptorName, Array]]
+_Look = tuple[Array, Array | None]
+MOST_TOGETHER = (
+    64  # pictures of a pass whose size is found by trying: a GPU is busy with them, one query need not wait for more
+)
+_NO_ROOM = (
+    "unable to find an engine",
+    "CUDNN_STATUS",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)  # what libraries say without memory
 _FOLDED = 1e-3  # of a map's largest value: how far folding may move it (rounding moves it by 1e-5)
 
 
@@ -56,8 +67,9 @@ class Describer:
         network: the model; a copy of it describes, its batch norms folded into its convolutions where that changes nothing.
         names: descriptors wanted; one pass serves all.
         device: cpu or cuda.
-        batch_size: pictures of one pass; 0: by the pictures' size on a CPU, the largest that fits on a GPU (found by trying).
-        precision: number type of the network's pass; pooling is float32 in any case.
+        batch_size: pictures of one pass; 0: by the pictures' size on a CPU; on a GPU the largest power of two up to 64 that fits
+            (found by trying).
+        precision: number type of the network's pass; pooling is float32 in any case. With float32 cuDNN's TF32 is off.
         scales: sizes that a picture is described at, as shares of its own; the descriptors are summed and brought to unit length.
         compiled: let torch.compile build the network's kernels (GPU only).
 
@@ -79,6 +91,8 @@ class Describer:
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InputError("torch finds no CUDA device on this node; see to its driver, or ask for no GPU")
         refuse_lacking(network.config, names)
+        if torch.device(device).type == "cuda" and precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # torch's own default rounds convolutions to 10 bits
         self._network = _folded(network.eval()).to(device).to(memory_format=torch.channels_last)
         self._names, self._device, self._batch = tuple(names), torch.device(device), batch_size
         self._dtype, self._scales = getattr(torch, precision), tuple(scales)
@@ -94,8 +108,8 @@ class Describer:
         """Descriptors of uint8 pictures [N, S, S, 3]."""
         sums, dead = self._nothing(len(pixels_NSS3))
         for scale in self._scales:
-            for rows, maps in self._passes(pixels_NSS3, scale):
-                self._pool_into(sums, dead, rows, maps)
+            for rows, pooled in self._passes(pixels_NSS3, scale, self._pooled):
+                self._add(sums, dead, rows, pooled)
         return self._described(sums, dead)
 
     def observe(self, pixels_NSS3: Array) -> Observed:
@@ -104,29 +118,21 @@ class Describer:
         Of several scales the maps are those of the first, and there are no parts: the sum is brought to unit length as a whole.
         """
         sums, dead = self._nothing(len(pixels_NSS3))
-        passes, parts = [], []
-        only = self._names[0] if len(self._names) == 1 else ""
-        for rows, maps in self._passes(pixels_NSS3, self._scales[0]):
-            self._pool_into(sums, dead, rows, maps)
-            passes.append(maps)
-            if len(self._scales) == 1 and only in {"sr-mac", "sr-mac-as-printed", LEARNED}:
-                each = sr_mac_parts(
-                    maps.attended_BKHW,
-                    maps.salient_BHW,
-                    level_weights_L=self._learned(only),
-                    as_printed=only == "sr-mac-as-printed",
-                )
-                parts.append(each.float().cpu().numpy())
+        seen = list(self._passes(pixels_NSS3, self._scales[0], self._observed))
+        for rows, (pooled, *_) in seen:
+            self._add(sums, dead, rows, pooled)
         for scale in self._scales[1:]:
-            for rows, maps in self._passes(pixels_NSS3, scale):
-                self._pool_into(sums, dead, rows, maps)
-        saliency, text = self._attention(passes)
+            for rows, pooled in self._passes(pixels_NSS3, scale, self._pooled):
+                self._add(sums, dead, rows, pooled)
+        saliency, text = _joined([look for _, (_, look, _, _) in seen])
+        parts = [part for _, (_, _, part, _) in seen if part is not None]
+        _, (*_, cells) = seen[0]
         return Observed(
             described=self._described(sums, dead),
             saliency_Nhw=saliency,
             text_Nhw=text,
             parts_NRD=np.concatenate(parts) if parts else None,
-            boxes_R4=_boxes(*passes[0].salient_BHW.shape[-2:]),
+            boxes_R4=_boxes(*cells),
         )
 
     @property
@@ -147,19 +153,40 @@ class Describer:
             vectors[name] = np.where(dead[:, None], np.float32(0), unit).astype(np.float16)
         return Described(vectors=vectors, dead=dead)
 
-    def _pool_into(self, sums: dict[DescriptorName, Array], dead: Array, rows: slice, maps: Maps) -> None:
-        """One pass's descriptors, added at its rows; the dead ones are marked."""
+    def _pooled(self, maps: Maps) -> _Pooled:
+        """What is pooled of one pass: which pictures are dead, and the others' descriptors, float32."""
         gone = dead_rows(maps.backbone_BKHW) | dead_rows(maps.attended_BKHW)
-        dead[rows] |= gone.cpu().numpy()
-        if not (~gone).any():
-            return
-        alive = np.arange(len(dead))[rows][~gone.cpu().numpy()]
-        for name in self._names:
+        found: dict[DescriptorName, Array] = {}
+        for name in self._names if (~gone).any() else ():
             pooling, _, features = name.partition("@")
             x = features_of(maps, cast(Features, features or "attended"), self._network.config)
             seen = (x[~gone], maps.salient_BHW[~gone], maps.saliency_BHW[~gone])
-            pooled = pool(cast(PoolingName, pooling), *seen, self._learned(pooling))
-            sums[name][alive] += pooled.cpu().numpy()
+            found[name] = pool(cast(PoolingName, pooling), *seen, self._learned(pooling)).cpu().numpy()
+        return gone.cpu().numpy(), found
+
+    def _observed(self, maps: Maps) -> tuple[_Pooled, _Look, Array | None, tuple[int, int]]:
+        """What is pooled of one pass and what it looked at, its regions' parts, and the cells of its map."""
+        parts: Array | None = None
+        only = self._names[0] if len(self._names) == 1 else ""
+        if len(self._scales) == 1 and only in {"sr-mac", "sr-mac-as-printed", LEARNED}:
+            each = sr_mac_parts(
+                maps.attended_BKHW,
+                maps.salient_BHW,
+                level_weights_L=self._learned(only),
+                as_printed=only == "sr-mac-as-printed",
+            )
+            parts = each.float().cpu().numpy()
+        height, width = maps.salient_BHW.shape[-2:]
+        return self._pooled(maps), _look(maps), parts, (height, width)
+
+    @staticmethod
+    def _add(sums: dict[DescriptorName, Array], dead: Array, rows: slice, pooled: _Pooled) -> None:
+        """One pass's descriptors, added at its rows; the dead ones are marked."""
+        gone, found = pooled
+        dead[rows] |= gone
+        alive = np.arange(len(dead))[rows][~gone]
+        for name, values in found.items():
+            sums[name][alive] += values
 
     def _learned(self, name: str) -> torch.Tensor | None:
         """The levels' weights, where a descriptor takes them."""
@@ -167,25 +194,21 @@ class Describer:
 
     def maps(self, pixels_NSS3: Array) -> tuple[Array, Array | None]:
         """Saliency [N, h, w] in [0, 1], and EAST's score map [N, h, w] in [0, 1] where there is a text branch."""
-        return self._attention([maps for _, maps in self._passes(pixels_NSS3, self._scales[0])])
-
-    def _attention(self, found: Sequence[Maps]) -> tuple[Array, Array | None]:
-        """Saliency, and the text score where there is one, of some passes."""
-        saliency = torch.cat([maps.saliency_B1hw[:, 0] for maps in found]).float().cpu().numpy()
-        if any(maps.text_B1hw is None for maps in found):
-            return saliency, None
-        logits = torch.cat([cast(torch.Tensor, maps.text_B1hw)[:, 0] for maps in found]).float()
-        return saliency, torch.sigmoid(logits).cpu().numpy()
+        return _joined([look for _, look in self._passes(pixels_NSS3, self._scales[0], _look)])
 
     @torch.inference_mode()
-    def _passes(self, pixels_NSS3: Array, scale: float) -> Iterator[tuple[slice, Maps]]:
+    def _passes(self, pixels_NSS3: Array, scale: float, use: Callable[[Maps], _Used]) -> Iterator[tuple[slice, _Used]]:
+        """What is made of each pass's maps, with its rows. Maps are used before the next pass, whose buffers may be the same,
+        and within its bounds of memory: a pass that does not fit with its use is halved.
+        """
         count, start = len(pixels_NSS3), 0
         if count and not self._batch:
             self._batch = self._fitting(round(pixels_NSS3.shape[1] * max(self._scales)))
         while start < count:
             rows = slice(start, min(start + self._batch, count))
             try:
-                maps = self._run(_scaled(self._full(pixels_NSS3[rows]), scale), self._pass)
+                batch = _scaled(self._full(pixels_NSS3[rows]), scale)
+                used = use(_first(self._run(batch, self._pass), rows.stop - rows.start))
             except torch.OutOfMemoryError:
                 if self._batch == 1:
                     raise
@@ -193,7 +216,7 @@ class Describer:
                 self.halvings += 1
                 torch.cuda.empty_cache()
                 continue
-            yield rows, _first(maps, rows.stop - rows.start)
+            yield rows, used
             start = rows.stop
 
     def _full(self, pixels_nSS3: Array) -> torch.Tensor:
@@ -210,17 +233,33 @@ class Describer:
             return network(batch_BSS3)
 
     def _fitting(self, size: int) -> int:
-        """The batch size to work with: on a GPU the largest power of two, up to 512, of which half as many again fit."""
+        """The batch size to work with: on a GPU the largest power of two, up to 64, of which half as many again fit."""
         if self._device.type != "cuda":
             return auto_batch(size)
         fits = 1
         try:
-            while fits < 512:
+            while fits < MOST_TOGETHER:
                 self._run(torch.zeros((fits * 3, size, size, 3), dtype=torch.uint8, device=self._device), self._network)
                 fits *= 2
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, too
+            if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in _NO_ROOM):
+                raise
             torch.cuda.empty_cache()
         return fits
+
+
+def _look(maps: Maps) -> _Look:
+    """Saliency [n, h, w] of one pass, and the text score where there is one."""
+    saliency = maps.saliency_B1hw[:, 0].float().cpu().numpy()
+    if maps.text_B1hw is None:
+        return saliency, None
+    return saliency, torch.sigmoid(maps.text_B1hw[:, 0].float()).cpu().numpy()
+
+
+def _joined(looks: Sequence[_Look]) -> _Look:
+    """What all passes looked at."""
+    texts = [text for _, text in looks if text is not None]
+    return np.concatenate([saliency for saliency, _ in looks]), np.concatenate(texts) if texts else None
 
 
 def _folded(network: MANet) -> MANet:

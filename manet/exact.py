@@ -6,21 +6,36 @@ import numpy as np
 
 Matrix = np.ndarray[Any, np.dtype[Any]]
 BLOCK_ROWS = 65536  # gallery rows compared at once
+_BLOCK_QUERIES = 1024  # with so many queries
 
 
-def exact_search(gallery_ND: Matrix, queries_QD: Matrix, k: int, block: int = BLOCK_ROWS) -> tuple[Matrix, Matrix]:
+def exact_search(
+    gallery_ND: Matrix, queries_QD: Matrix, k: int, block: int = BLOCK_ROWS, *, live_N: Matrix | None = None
+) -> tuple[Matrix, Matrix]:
     """The k gallery rows of largest inner product for each query, in bounded memory.
 
+    Args:
+        gallery_ND: rows, which may be mapped from a file.
+        queries_QD: what is looked for.
+        k: rows wanted of each, cut to N.
+        block: gallery rows compared at once.
+        live_N: bool; rows that are not score -inf. None: all are.
+
     Returns:
-        scores float32 [Q, k] descending, rows int64 [Q, k]; equal scores in order of row. k is cut to N.
+        scores float32 [Q, k] descending, rows int64 [Q, k]; equal scores in order of row.
     """
     k = min(k, len(gallery_ND))
     queries = queries_QD.astype(np.float32)
     best = [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
     for start in range(0, len(gallery_ND), block):
-        found = queries @ gallery_ND[start : start + block].astype(np.float32).T
-        for query, scores in enumerate(found):
-            best[query] = merge_best(best[query], (scores, np.arange(start, start + len(scores))), k)
+        rows = np.arange(start, min(start + block, len(gallery_ND)))
+        vectors = gallery_ND[start : start + block].astype(np.float32)
+        for first in range(0, len(queries), _BLOCK_QUERIES):
+            found = queries[first : first + _BLOCK_QUERIES] @ vectors.T
+            if live_N is not None:
+                found[:, ~live_N[rows]] = -np.inf
+            for query, scores in enumerate(found, first):
+                best[query] = merge_best(best[query], (scores, rows), k)
     shape = (len(queries), k)
     scores = np.array([scores for scores, _ in best], np.float32).reshape(shape)
     return scores, np.array([rows for _, rows in best], np.int64).reshape(shape)

@@ -1,7 +1,6 @@
 """The replica that describes pictures: one model, one descriptor path (`manet.describe`), requests batched as they come.
 
-Every pass has the size that the gallery's passes had, so a query's descriptor has the same bits in any company; on a GPU, where
-`extract` found its size by trying, `MOST_BATCHED`: one query should not cost a pass of hundreds.
+Every pass has the size that the gallery's passes had, so a query's descriptor has the same bits in any company.
 """
 
 import asyncio
@@ -70,9 +69,7 @@ class Embedder:
 
         torch.set_num_threads(1)  # as in extraction: more threads add up in another order, and the last bits differ
         size = settings.pictures.size
-        tried = settings.gpu and not self._spec.batch_size
-        spec = self._spec.model_copy(update={"batch_size": MOST_BATCHED}) if tried else self._spec
-        self._describer = spec.describer(local_copy(settings.model), gpu=settings.gpu)
+        self._describer = self._spec.describer(local_copy(settings.model), gpu=settings.gpu)
         for _ in range(2):  # a first pass costs more than the others
             began = time.monotonic()
             self._describer.describe(np.full((1, size, size, 3), 255, np.uint8))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, CredentialRetrievalError, FlexibleChecksumError, IncompleteReadError
 
 from cluster import s3 as s3_module
 from cluster.errors import (
@@ -302,6 +302,18 @@ def test_what_is_one_objects_own_and_what_the_stores(
     """Only the former may become a reject of a picture."""
     reply: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
     assert type(s3_module._translated(ClientError(reply, "GetObject"), "s3://b/x")) is kind
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FlexibleChecksumError(error_msg="Expected checksum a did not match calculated checksum: b"),
+        IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        CredentialRetrievalError(provider="iam-role", error_msg="timed out"),
+    ],
+)
+def test_an_answer_that_broke_on_its_way_is_asked_for_again(error: Exception) -> None:
+    assert type(s3_module._translated(error, "s3://b/x")) is RetryableStoreError
 
 
 def test_temporary_keys_do_not_travel(s3: LocalS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:

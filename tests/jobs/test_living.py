@@ -180,6 +180,30 @@ def test_deleted_pictures_can_come_back(tmp_path: Path) -> None:
     gallery.held = held
     gallery.check()
     assert living.add(again)["version"] == 5
+    other = living.AddConfig(index=gallery.uri, descriptors=str(tmp_path / "a-7"))
+    assert living.add(other.model_copy(update={"replace": True}))["version"] == 6
+    with pytest.raises(BadInputError, match="added before, and some replaced since; --replace adds all of them anew"):
+        living.add(again.model_copy(update={"replace": False}))
+
+
+def test_an_index_of_nothing_is_still_one(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)
+    gallery.delete(list(gallery.held))
+    before = living.compact(living.CompactConfig(index=gallery.uri))
+    assert (before["version"], before["rows"]) == (2, 0)  # and not an index without shards, which nothing opens
+    assert open_searcher(open_index(gallery.uri)).search(np.eye(1, 16, dtype=np.float32), 7) == [[]]
+    gallery.add("b", 20, 2)
+    gallery.check()
+    assert living.compact(living.CompactConfig(index=gallery.uri))["version"] == 4
+    gallery.check()
+
+
+def test_small_shards_that_do_not_fit_together_are_left_alone(tmp_path: Path) -> None:
+    gallery = Gallery(tmp_path)  # 300 rows
+    gallery.add("b", 300, 2, spread=1)
+    config = living.CompactConfig(index=gallery.uri, shard_rows=400, small_shard=0.8, max_drift=100)
+    first = living.compact(config)["version"]
+    assert living.compact(config)["version"] == first
 
 
 def test_status_tells_of_the_newest_version(tmp_path: Path) -> None:
@@ -459,6 +483,16 @@ def test_every_flipped_bit_is_refused_by_name(tmp_path: Path) -> None:
             open_searcher(open_index(gallery.uri))
         path.write_bytes(whole)
     gallery.check()
+
+
+def test_like_vectors_are_near_duplicates_at_any_threshold(tmp_path: Path) -> None:
+    """The product of a stored vector with itself may be a little below 1."""
+    one = vectors_of(60, 0, spread=1)
+    ids = [f"{name}{row:04d}" for name in "ab" for row in range(60)]
+    descriptors = describe(tmp_path / "d", ids, np.concatenate([one, one]))
+    index.run(index.Config(descriptors=descriptors, factory="Flat", out=str(tmp_path / "index")))
+    done = dedup.run(dedup.Config(index=str(tmp_path / "index"), threshold=1, out=str(tmp_path / "groups")))
+    assert (done["pictures"], done["groups"]) == (120, 60)
 
 
 def test_groups_are_the_planted_ones(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,12 +107,18 @@ def test_a_tar_shard_is_a_part(tmp_path: Path) -> None:
     write_tar(tmp_path / "shards" / "000.tar", members)
     shards = tar_shards(str(tmp_path / "shards"))
     assert shards == tar_shards(str(tmp_path / "shards" / "000.tar"))
+    ((uri, version),) = shards.items()
     writer = ArtifactWriter.open(str(tmp_path / "out"), "catalog", config={}, claimed=(), inputs={})
-    assert pack_tar(writer.units, "00000", shards[0]) == {"rows": 2, "unread": 0, "passed_over": 1}
+    assert pack_tar(writer.units, "00000", uri) == {"rows": 2, "unread": 0, "passed_over": 1}
     writer.commit(["00000"], {}, {})
     table = open_table(str(tmp_path / "out"), "catalog", "--catalog")
     assert [row[::2] for row in table.sources(0, 2)] == [("a", JPEG), ("x/b", PNG)]
     assert table.read(columns=["description"])["description"].to_pylist() == ["Lip Gloss", "Razor"]
+    write_tar(tmp_path / "shards" / "000.tar", members | {"a.txt": b"Lip Balm"})  # as long, and another file
+    later = time.time() + 60
+    os.utime(tmp_path / "shards" / "000.tar", (later, later))
+    assert version.split()[0] == tar_shards(uri)[uri].split()[0]
+    assert version != tar_shards(uri)[uri]
 
 
 def test_what_is_wrong_with_shards(tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_what_is_wrong_with_shards(tmp_path: Path) -> None:
         pack_tar(Units(open_store(tmp_path / "out")), "00000", str(tmp_path / "lines.tar"))
     with pytest.raises(BadInputError, match="'a' stands in two shards"):
         check_ids(["a", "b", "a"], "--source x")
-    assert tar_shards(str(tmp_path / "none")) == []
+    assert tar_shards(str(tmp_path / "none")) == {}
 
 
 def _five(tmp_path: Path) -> bytes:

@@ -105,6 +105,7 @@ def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp
     weights = ("--saliency-weights", "own:saliency-lite0")
     assert_refused(manet(*command, *weights), 2, "--saliency-weights own:saliency-lite0: --init brings the weights")
     assert_refused(manet(*command, "--workers", 40), 2, "--workers 40: --batch-size 32")
+    assert_refused(manet(*command, "--workers", 2, "--worker-gpus", 0.5), 2, "--worker-gpus 0.5: several workers")
     learned = (*command, "--region-weights", "learned")
     assert_refused(manet(*learned, "--attention", "none"), 2, "--region-weights learned: needs saliency attention")
     assert_refused(manet(*learned, "--instance-loss", 0), 2, "--region-weights learned: the instance loss", "none")

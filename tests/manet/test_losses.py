@@ -80,4 +80,6 @@ def test_a_teachers_doubts_are_learned() -> None:
     learned = torch.sigmoid(logits.detach())
     assert (learned - grey).abs().mean() < 0.12
     assert ((learned > 0.05) & (learned < 0.95)).float().mean() > 0.7
+    diverged = torch.where(grey > 0.5, torch.nan, grey.clamp(0, 1))
+    assert teacher_loss(diverged, grey).isnan()  # and not an error, at which a worker would start again
     assert teacher_loss(grey.clamp(0, 1), grey) < teacher_loss(1 - grey.clamp(0, 1), grey)

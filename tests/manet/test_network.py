@@ -1,6 +1,8 @@
 """The network, its files, and the descriptor path."""
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from manet.describe import Describer
 from manet.errors import InputError, WeightsError
 from manet.images import PictureConfig
 from manet.losses import binarise_at_mean
-from manet.names import DescriptorName
+from manet.names import DescriptorName, PoolingName
 from manet.network import (
     InitialWeights,
     JointStage,
@@ -23,6 +25,7 @@ from manet.network import (
     weigh_by_saliency,
     weigh_by_text,
 )
+from manet.pooling import pool
 
 LITE = "pip:efficientnet-lite0"
 SMALL = NetworkConfig(saliency_size=64, pictures=PictureConfig(size=96))
@@ -106,6 +109,31 @@ def test_weights_of_levels_are_learned_kept_and_used(network: MANet, pixels: np.
     np.testing.assert_allclose(seen.parts_NRD.sum(1), vectors, atol=1e-3)
     with pytest.raises(InputError, match="descriptor sr-mac-learned: the model has no learned weights"):
         Describer(network, names=("sr-mac", "sr-mac-learned"))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.7)])
+def test_a_pass_that_does_not_fit_with_its_pooling_is_halved(
+    scales: tuple[float, ...], network: MANet, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is added twice: a descriptor that was pooled before memory ran out is pooled again."""
+    names: tuple[DescriptorName, ...] = ("spoc", "gem", "sr-mac")
+    wanted = Describer(network, names=names, batch_size=2, scales=scales).describe(pixels)
+
+    def narrow(name: PoolingName, features: torch.Tensor, *others: Any) -> torch.Tensor:  # noqa: ANN401 - as `pool`
+        if name == "gem" and len(features) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pool(name, features, *others)
+
+    monkeypatch.setattr("manet.describe.pool", narrow)
+    describer = Describer(network, names=names, batch_size=8, scales=scales)
+    found = describer.describe(pixels)
+    assert (describer.batch_size, describer.halvings) == (2, 2)
+    for name in names:
+        np.testing.assert_array_equal(found.vectors[name], wanted.vectors[name])
+    one = Describer(network, names=("gem",), batch_size=1, scales=scales)
+    monkeypatch.setattr("manet.describe.pool", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        one.describe(pixels)
 
 
 @pytest.mark.parametrize("source", ["logits", "scores"])
