@@ -27,7 +27,7 @@ from jobs.parquet import parquet_bytes, read_parquet
 from jobs.querying import dead_rows, open_index, worker_searcher
 
 GROUPS = pa.schema([("image_id", pa.string()), ("group", pa.string())])
-_ROUNDED = 2e-4  # by which the product of two like vectors may be below 1: each is stored as float16
+_ROUNDED = 1e-6  # by which two sums of the same products may differ
 _BATCH = 256  # pictures looked up at once
 Pairs = list[tuple[str, str]]
 
@@ -82,8 +82,12 @@ def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
         rows = live[start : start + _BATCH]
         names = [ids[row] for row in rows]
         found = searcher.search(vectors[rows], config.neighbours, stored=True, own=names)
-        for name, hits in zip(names, found, strict=True):
-            pairs += [(name, hit.image_id) for hit in hits if hit.score >= config.threshold - _ROUNDED]
+        lengths = np.square(vectors[rows].astype(np.float32)).sum(
+            1
+        )  # stored as float16: with itself a vector makes not quite 1
+        least = config.threshold * np.minimum(1, lengths) - _ROUNDED
+        for name, hits, bound in zip(names, found, least.tolist(), strict=True):
+            pairs += [(name, hit.image_id) for hit in hits if hit.score >= bound]
     return part.rows, pairs
 
 
