@@ -273,7 +273,9 @@ def _translated(error: Exception, where: str) -> StoreError | Exception:  # noqa
         return PermanentStoreError(f"{where}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, ParamValidationError):
         return BadInputError(f"{where}: {' '.join(str(error).split())}")
-    broken = (FlexibleChecksumError, IncompleteReadError, CredentialRetrievalError)  # of this one answer
+    if isinstance(error, CredentialRetrievalError):
+        return RetryableStoreError(f"{where}: the AWS credentials could not be had: {_line(error)}")
+    broken = (FlexibleChecksumError, IncompleteReadError)  # of this one answer
     if isinstance(error, (HTTPClientError, ConnectionError, _ShortBodyError, Boto3Error, *broken)):
         return RetryableStoreError(
             f"{where}: the store does not answer as it should ({_line(error)}); check the network"

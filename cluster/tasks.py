@@ -22,7 +22,8 @@ def run_tasks(
     """Run `work(unit)` for every unit on the running session.
 
     Args:
-        work: a picklable function; it writes its own result to the store and returns counts.
+        work: a picklable function; it writes its own result to the store and returns counts. What it holds is read-only in the
+            workers.
         units: what to work on; taken as there is room for them.
         cpus: CPUs that one task books and may use.
         gpus: GPUs of one task.

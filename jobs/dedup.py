@@ -82,10 +82,8 @@ def _pairs(index: Artifact, config: Config, part: Part) -> tuple[int, Pairs]:
         rows = live[start : start + _BATCH]
         names = [ids[row] for row in rows]
         found = searcher.search(vectors[rows], config.neighbours, stored=True, own=names)
-        lengths = np.square(vectors[rows].astype(np.float32)).sum(
-            1
-        )  # stored as float16: with itself a vector makes not quite 1
-        least = config.threshold * np.minimum(1, lengths) - _ROUNDED
+        squares = np.square(vectors[rows].astype(np.float32)).sum(1)  # not quite 1, in float16
+        least = config.threshold * np.clip(squares, 0.99, 1) - _ROUNDED
         for name, hits, bound in zip(names, found, least.tolist(), strict=True):
             pairs += [(name, hit.image_id) for hit in hits if hit.score >= bound]
     return part.rows, pairs

@@ -58,7 +58,7 @@ class Config(JobConfig):
     """What the source is; auto: by its name and its header."""
     pack: bool = False
     """Write the pictures' bytes into the catalog; tar shards are always packed. A picture that was replaced under its old name
-    is not noticed when the command is sent again: --overwrite."""
+    goes unnoticed when the command is sent again."""
     images: str = ""
     """Where the challenge's pictures lie: IMAGES/ID.jpg."""
 

@@ -222,7 +222,8 @@ def cache_folder() -> Path:
         MisplacedError: it, or what it stands under, is a file.
     """
     folder = Path(os.environ.get("MANET_CACHE") or f"{tempfile.gettempdir()}/manet-cache-{os.getuid()}")
-    standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    above = (folder, *folder.absolute().parents)
+    standing = next(path for path in above if os.path.exists(path))  # noqa: PTH110 - Path's own raises where it may not look
     if not standing.is_dir():
         raise MisplacedError(
             f"{standing} is a file and no folder: $MANET_CACHE {folder} cannot be kept there; name another"

@@ -145,7 +145,8 @@ def add(config: AddConfig) -> dict[str, Any]:
         present = _rows_of_ids(base, ids)
         known = [name for name, given in added.items() if given.sha256 == new.sha256]
         last = max(added, key=lambda name: (name.startswith("added"), name), default="")
-        replaced = last not in known and _replaced(base, known, ids)
+        newest = max(known, key=lambda name: (name.startswith("added"), name), default="")
+        replaced = last not in known and _replaced(base, newest, ids)
         if known and len(present) == len(ids) and (last in known or not (config.replace or replaced)):
             return None  # these descriptors, all of them live; --replace may go back to them from later ones
         if known and len(present) and not config.replace:
@@ -230,9 +231,7 @@ def compact(config: CompactConfig) -> dict[str, Any]:
         retrain = other or drift > config.max_drift
         limit = shard_limit(config.shard_rows, factory)
         chosen = every if retrain else _worn(every, live, config, limit)
-        if not chosen or not any(
-            live.values()
-        ):  # an index without rows keeps its shards: there is none without a shard
+        if not chosen or not any(live.values()):  # an index whose rows are all deleted keeps its shards, to be one
             return None
         rows_of = ShardRows(base, dead)
         trained, others = quantizer_of(base), list(base.manifest.parts)
@@ -416,18 +415,15 @@ def _stones(base: Artifact) -> pa.Table:
     return pa.concat_tables([TOMBSTONES.empty_table(), *tables])
 
 
-def _replaced(base: Artifact, added: list[str], ids: pa.Array) -> bool:
-    """Whether rows that came with one of these inputs ("descriptors", "added-00002") were replaced since, as far as tombstones
-    tell: a compaction drops them.
+def _replaced(base: Artifact, added: str, ids: pa.Array) -> bool:
+    """Whether rows of these ids that came with an input ("descriptors", "added-00002") were replaced since, as far as tombstones
+    of its own shards tell: a compaction drops both.
     """
     stones = _stones(base)
-    versions = tuple(f"shard-v{name.partition('-')[2]}-" for name in added if name.startswith("added"))
-    first = "descriptors" in added  # whose shards name no version
-    own = [
-        name.startswith(versions) or (first and not name.startswith("shard-v")) for name in stones["shard"].to_pylist()
-    ]
-    there = pc.is_in(stones["image_id"], value_set=ids)
-    return bool(pc.any(pc.and_(there, pa.array(own, pa.bool_()))).as_py())
+    version = added.partition("-")[2]
+    built = pc.invert(pc.starts_with(stones["shard"], "shard-v"))  # those of the first build name no version
+    own = pc.starts_with(stones["shard"], f"shard-v{version}-") if version else built
+    return bool(pc.any(pc.and_(own, pc.is_in(stones["image_id"], value_set=ids))).as_py())
 
 
 def _put_stones(base: Artifact, table: pa.Table, prefix: str) -> list[Part]:

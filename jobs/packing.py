@@ -145,16 +145,18 @@ def _put(units: Units, unit: str, groups: Iterator[pa.Table], passed: int = 0) -
 
 
 def tar_shards(source: str) -> dict[str, str]:
-    """URIs of the shards, one .tar file or all below a folder, by name; each with its size and the second it was written in: tar
-    files are padded, and one that was mended is often as long as it was.
+    """URIs of the shards, one .tar file or all below a folder, by name; each with its size and when it was written: tar files are
+    padded, and one that was mended is often as long as it was.
     """
     if source.lower().endswith(".tar"):
         store, name = split_uri(source)
-        found = [entry for entry in store.list(name) if entry.name == name]
+        if not store.exists(name):
+            return {}
+        found = [next(entry for entry in store.list(name) if entry.name == name)]  # and nothing of what lies beside it
     else:
         store = open_store(source)
         found = [entry for entry in store.list() if entry.name.lower().endswith(".tar")]
-    return {store.uri(entry.name): f"{entry.size} {entry.modified:.0f}" for entry in found}
+    return {store.uri(entry.name): f"{entry.size} {entry.modified}" for entry in found}
 
 
 def check_ids(ids: Sequence[str], where: str) -> None:

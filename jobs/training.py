@@ -146,7 +146,8 @@ def _trainer(plan: Plan, workers: int, masks: Artifact, checkpoints: str, progre
     in_order = ray.data.ExecutionOptions(preserve_order=True)  # the same run again sees the same batches
     elastic = plan.workers_min < plan.workers
     failures = {"controller_failure_limit": 2, "max_preemption_failures": 0} if elastic else {}
-    tasks = max(1, int(cluster_cpus() - workers * plan.worker_cpus))  # one on each CPU that training leaves
+    left = max(1, int(cluster_cpus() - workers * plan.worker_cpus))
+    tasks = left if len(alive_nodes()) == 1 else None
     by_score = {"checkpoint_score_attribute": "score", "checkpoint_score_order": "max"} if plan.patience else {}
     return TorchTrainer(
         _loop,

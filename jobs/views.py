@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jobs.training_plan import Plan
 
 DECODE_CPUS = 0.25  # of one task that decodes and augments a part
+_DECODE_BYTES = 700 << 20  # that its process takes: torch's libraries, and the part
 
 
 def open_clock() -> Any:  # noqa: ANN401 - a handle of a Ray actor
@@ -40,13 +41,15 @@ def open_clock() -> Any:  # noqa: ANN401 - a handle of a Ray actor
     return ray.remote(**beside_driver())(Clock).remote()
 
 
-def stream_of(masks: Artifact, split: str, plan: "Plan", clock: Any, tasks: int) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
+def stream_of(masks: Artifact, split: str, plan: "Plan", clock: Any, tasks: int | None) -> Any:  # noqa: ANN401 - ray.data.Dataset, imported lazily
     """A Ray Data stream of one split: `pixels` [V, S, S, 3], `mask` [V, S, S], `label`, `picture` (its number in the split).
 
     A mask is Y, 0 or 255; for the training of one branch alone its teacher's grey map. For training V augmented views, others
     in every epoch, and the parts in another order. For validation the picture as it is and, where the joint stage
-    is trained, one augmented view, always the same. At most `tasks` parts are decoded at a time: each takes a core and some
-    600 MB, though it books less, so that there is room for one on a machine that training has to itself.
+    is trained, one augmented view, always the same.
+
+    A task that decodes a part takes a core, though it books less, so that there is room for one on a machine that training has to
+    itself: at most `tasks` run at a time there. None, on a cluster whose nodes come and go: as many as find memory.
     """
     import ray
 
@@ -57,6 +60,7 @@ def stream_of(masks: Artifact, split: str, plan: "Plan", clock: Any, tasks: int)
         batch_size=1,
         fn_args=(masks, plan, split == "train", clock),
         num_cpus=DECODE_CPUS,
+        memory=None if tasks else _DECODE_BYTES,
         compute=ray.data.TaskPoolStrategy(size=tasks),
     )
 
@@ -82,9 +86,8 @@ def _decode(
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     cut = plan.branch == "text"  # letters are cut out, not made small
-    size = (
-        min(plan.network.pictures.size, plan.network.text_size) if cut else plan.train_size
-    )  # as that branch sees them
+    whole = min(plan.network.pictures.size, plan.network.text_size)  # as the text branch sees them
+    size = whole if cut else plan.train_size
     split = "train" if augment else "val"
     parts = [part for part in masks.parts(f"masks-{split}-") if part.rows]
     epoch, at = ray.get(clock.get.remote()) if augment else 0, int(batch["at"][0])

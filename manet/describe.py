@@ -24,13 +24,9 @@ _Used = TypeVar("_Used")
 _Pooled = tuple[Array, dict[DescriptorName, Array]]
 _Look = tuple[Array, Array | None]
 MOST_TOGETHER = (
-    64  # pictures of a pass whose size is found by trying: a GPU is busy with them, one query need not wait for more
+    64  # pictures of a pass whose size is found by trying: enough for a GPU, and no query waits for hundreds
 )
-_NO_ROOM = (
-    "unable to find an engine",
-    "CUDNN_STATUS",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)  # what libraries say without memory
+_NO_ROOM = ("unable to find an engine", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")  # without memory
 _FOLDED = 1e-3  # of a map's largest value: how far folding may move it (rounding moves it by 1e-5)
 
 
@@ -209,8 +205,8 @@ class Describer:
             try:
                 batch = _scaled(self._full(pixels_NSS3[rows]), scale)
                 used = use(_first(self._run(batch, self._pass), rows.stop - rows.start))
-            except torch.OutOfMemoryError:
-                if self._batch == 1:
+            except RuntimeError as error:
+                if not _is_too_large(error) or self._batch == 1:
                     raise
                 self._batch //= 2
                 self.halvings += 1
@@ -241,11 +237,16 @@ class Describer:
             while fits < MOST_TOGETHER:
                 self._run(torch.zeros((fits * 3, size, size, 3), dtype=torch.uint8, device=self._device), self._network)
                 fits *= 2
-        except RuntimeError as error:  # torch.OutOfMemoryError is one, too
-            if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in _NO_ROOM):
+        except RuntimeError as error:
+            if not _is_too_large(error):
                 raise
             torch.cuda.empty_cache()
         return fits
+
+
+def _is_too_large(error: RuntimeError) -> bool:
+    """Whether a pass failed because memory ran out: torch's own, or that which its libraries wanted."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_ROOM)
 
 
 def _look(maps: Maps) -> _Look:

@@ -73,10 +73,8 @@ def teacher_loss(saliency_BHW: Tensor, map_BHW: Tensor) -> Tensor:
         saliency_BHW: of the branch, in [0, 1].
         map_BHW: the teacher's, in [0, 1]; a hair beyond it, as resizing leaves it, is cut off.
     """
-    numbers = saliency_BHW.nan_to_num(
-        nan=0.5
-    )  # torch's raises at NaN; Dice passes it on, and the epoch's figures say so
-    cross_entropy = F.binary_cross_entropy(numbers, map_BHW.clamp(0, 1))
+    # torch's cross-entropy raises at NaN; Dice passes it on, and the epoch's figures say that training diverged
+    cross_entropy = F.binary_cross_entropy(saliency_BHW.nan_to_num(nan=0.5), map_BHW.clamp(0, 1))
     return cross_entropy + dice_loss(saliency_BHW, binarise_at_mean(map_BHW))
 
 

@@ -182,11 +182,13 @@ class Searcher:
             drawn = draw.choice(ends[-1], asked, replace=False)
             shards = np.searchsorted(ends, drawn, side="right")
             rows = drawn - np.concatenate([[0], ends])[shards]
-            found = [
-                one for one in zip(shards.tolist(), rows.tolist(), strict=True) if self._shards[one[0]].live[one[1]]
-            ]
-            if len(found) >= wanted:
-                return [_itself(self._shards[shard], row) for shard, row in found[:wanted]]
+            live = np.zeros(asked, bool)
+            for number in np.unique(shards).tolist():
+                here = shards == number
+                live[here] = self._shards[number].live[rows[here]]
+            if live.sum() >= wanted:
+                places = zip(shards[live][:wanted].tolist(), rows[live][:wanted].tolist(), strict=True)
+                return [_itself(self._shards[shard], row) for shard, row in places]
             asked = min(2 * asked, int(ends[-1]))  # some of those drawn are deleted
 
     def categories(self) -> dict[str, int]:
@@ -238,17 +240,22 @@ class Searcher:
             queries = self.expanded(queries, self._expand, allowed=allowed, own=own)
         how = _How(k=k, folded=folded and self._grouped, rerank=rerank, spare=int(own is not None))
         answers = self._named(self._ranked(queries, how, allowed), how, own)
-        rows = allowed.rows if allowed else len(self)
-        while how.folded and not self._compares_all(allowed, k) and (rescored := self._candidate_count(how)) < rows:
-            few = [query for query, hits in enumerate(answers) if len(hits) < k]
-            if not few:
-                break
-            how = replace(how, spare=_WIDER * rescored)
-            own_of_few = None if own is None else [own[query] for query in few]
-            wider = self._named(self._ranked(queries[few], how, allowed), how, own_of_few)
-            for query, hits in zip(few, wider, strict=True):
-                answers[query] = hits
+        if how.folded and not self._compares_all(allowed, k):
+            for query, hits in enumerate(answers):
+                if len(hits) < k:
+                    one = slice(query, query + 1)  # alone: its candidates may be very many
+                    answers[query] = self._of_more_groups(queries[one], hits, how, allowed, own[one] if own else None)
         return answers
+
+    def _of_more_groups(
+        self, query_1D: Matrix, hits: list[Hit], how: _How, allowed: Allowed | None, own: Sequence[str] | None
+    ) -> list[Hit]:
+        """A query's answers where those found are of too few groups: with ever more candidates, at last all rows."""
+        rows = allowed.rows if allowed else len(self)
+        while len(hits) < how.k and how.k + how.spare < rows:
+            how = replace(how, spare=_WIDER * self._candidate_count(how))
+            (hits,) = self._named(self._ranked(query_1D, how, allowed), how, own)
+        return hits
 
     def expanded(
         self,

@@ -184,6 +184,9 @@ def test_deleted_pictures_can_come_back(tmp_path: Path) -> None:
     assert living.add(other.model_copy(update={"replace": True}))["version"] == 6
     with pytest.raises(BadInputError, match="added before, and some replaced since; --replace adds all of them anew"):
         living.add(again.model_copy(update={"replace": False}))
+    assert living.add(again)["version"] == 7
+    gallery.add("q", 20, 3)
+    assert living.add(again.model_copy(update={"replace": False}))["version"] == 8  # its rows of before are no matter
 
 
 def test_an_index_of_nothing_is_still_one(tmp_path: Path) -> None:

@@ -241,8 +241,9 @@ def test_groups_are_answered_once(vectors: Matrix, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("factory", ["Flat", "Dealt32,IVF32,PQ16x4fs"])
 @pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize("nprobe", [1, 32])
 def test_a_group_larger_than_the_candidates_leaves_room_for_others(
-    factory: str, filtered: bool, vectors: Matrix, tmp_path: Path
+    factory: str, filtered: bool, nprobe: int, vectors: Matrix, tmp_path: Path
 ) -> None:
     """A placeholder that hundreds of listings share is one answer, and six others stand beside it."""
     query = vectors[:1].astype(np.float32)
@@ -253,7 +254,7 @@ def test_a_group_larger_than_the_candidates_leaves_room_for_others(
         table = pq.read_table(files.ids)
         group = ["none" if name in alike else None for name in table["image_id"].to_pylist()]
         pq.write_table(table.append_column("group", pa.array(group, pa.string())), files.ids)
-    searcher = Searcher(shards, nprobe=32, exact_below=0)
+    searcher = Searcher(shards, nprobe=nprobe, exact_below=0)
     allowed = searcher.allow(without=["p03999"]) if filtered else None
     queries = np.concatenate([query, vectors[order[-1:]].astype(np.float32)])
     (best, *others), far = searcher.search(queries, 7, allowed)
@@ -267,6 +268,8 @@ def test_a_group_larger_than_the_candidates_leaves_room_for_others(
     assert first.image_id in alike - {"p00000"}
     assert len(rest) == 6
     assert len(searcher.search(query, 4000)[0]) == 3101  # no more groups than there are
+    deep = Searcher(shards, nprobe=nprobe, refine=800, exact_below=0)
+    assert len(deep.search(query, 200, allowed)[0]) == 200
 
 
 def test_a_querys_own_picture_does_not_expand_it(vectors: Matrix, tmp_path: Path) -> None:
