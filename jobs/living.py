@@ -146,7 +146,7 @@ def add(config: AddConfig) -> dict[str, Any]:
         known = [name for name, given in added.items() if given.sha256 == new.sha256]
         last = max(added, key=lambda name: (name.startswith("added"), name), default="")
         newest = max(known, key=lambda name: (name.startswith("added"), name), default="")
-        replaced = last not in known and _replaced(base, newest, ids)
+        replaced = newest not in {"", last} and _replaced(base, newest, ids)
         if known and len(present) == len(ids) and (last in known or not (config.replace or replaced)):
             return None  # these descriptors, all of them live; --replace may go back to them from later ones
         if known and len(present) and not config.replace:

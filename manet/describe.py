@@ -23,9 +23,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _Used = TypeVar("_Used")
 _Pooled = tuple[Array, dict[DescriptorName, Array]]
 _Look = tuple[Array, Array | None]
-MOST_TOGETHER = (
-    64  # pictures of a pass whose size is found by trying: enough for a GPU, and no query waits for hundreds
-)
+MOST_TOGETHER = 64
+"""Pictures of a pass whose size is found by trying: enough to keep a GPU busy, and no query waits for a pass of hundreds."""
 _NO_ROOM = ("unable to find an engine", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")  # without memory
 _FOLDED = 1e-3  # of a map's largest value: how far folding may move it (rounding moves it by 1e-5)
 
