@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from cluster.artifact import Artifact, ArtifactWriter, Blob, Claim, open_artifact, peek
@@ -34,7 +35,7 @@ from jobs.masks import CLAIMS, RENDERED, MapKind, build_masks, mapper
 from jobs.training import default_cpus, drop_checkpoints, fit
 from jobs.training_plan import Branch, Plan
 from manet.backbone import are_of, create
-from manet.checkpoint import load_model, save_branch
+from manet.checkpoint import load_model, save_branch, save_model
 from manet.config import Attention, NetworkConfig, RegionWeights, TextSource
 from manet.images import PictureConfig
 from manet.network import InitialWeights, MANet, initial, load_text
@@ -77,6 +78,9 @@ class Config(JobConfig):
     made."""
     attention: Attention = "s*f"
     """How saliency weighs the backbone's features."""
+    frozen_saliency: bool = False
+    """Leave the saliency branch as its weights are: it has no stage of its own, and the joint stage does not change it. For a
+    gallery of studio shots alone, which teach a branch that all that is not white is the product."""
     region_weights: RegionWeights = "salient"
     """What a region weighs in the descriptor of the instance loss: `salient`, its salient share; `learned`, that times a
     weight of its level (the size of its square), learned by that loss, for the descriptor sr-mac-learned."""
@@ -94,7 +98,7 @@ class Config(JobConfig):
     train_size: int = Field(default=224, ge=32)
     """Longer side of the pictures in training, px."""
     saliency_epochs: int = Field(default=2, ge=0)
-    """Epochs of the saliency stage."""
+    """Epochs of the saliency stage; with --frozen-saliency there is none."""
     epochs: int = Field(default=3, ge=0)
     """Epochs of the joint stage."""
     batch_size: int = Field(default=32, ge=2)
@@ -144,7 +148,10 @@ class Config(JobConfig):
 
     @model_validator(mode="after")
     def _something_to_train(self) -> "Config":
-        if self.saliency_epochs + self.epochs == 0:
+        if self.frozen_saliency and self.branch != "all":
+            raise ValueError(f"--frozen-saliency: --branch {self.branch} trains one branch alone; leave the flag out")
+        own_stage = 0 if self.frozen_saliency else self.saliency_epochs
+        if own_stage + self.epochs == 0 and (self.init or not self.frozen_saliency):
             raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
         if self.workers_min > self.workers:
             raise ValueError(f"--workers-min {self.workers_min} is more than --workers {self.workers}")
@@ -168,6 +175,12 @@ class Config(JobConfig):
         if self.branch != "all" and (self.init or not (self.epochs if self.branch == "text" else self.saliency_epochs)):
             raise ValueError(f"--branch {self.branch}: takes no --init, and epochs of its own")
         return self
+
+    @property
+    def stages(self) -> tuple[int, int]:
+        """Epochs of the saliency stage (of the one stage of --branch saliency) and of the one after it."""
+        alone = self.branch == "text" or self.frozen_saliency
+        return 0 if alone else self.saliency_epochs, 0 if self.branch == "saliency" else self.epochs
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -212,8 +225,8 @@ def run(config: Config) -> dict[str, Any]:
                     if name in Config.model_fields
                     and name not in {"init", "worker_cpus", "workers_min", "saliency_epochs", "epochs"}
                 },
-                saliency_epochs=0 if config.branch == "text" else config.saliency_epochs,
-                epochs=0 if config.branch == "saliency" else config.epochs,
+                saliency_epochs=config.stages[0],
+                epochs=config.stages[1],
                 workers_min=config.workers_min or config.workers,
                 worker_cpus=config.worker_cpus or default_cpus(config.workers, config.worker_gpus),
             )
@@ -334,7 +347,12 @@ def _weights(config: Config) -> InitialWeights:
     if config.branch == "text":
         stem = LITE if config.text_weights == "none" else config.text_weights
         return InitialWeights(backbone="random", saliency="random", text_stem=stem)
-    return InitialWeights(backbone=config.backbone_weights, saliency=config.saliency_weights, text=config.text_weights)
+    return InitialWeights(
+        backbone=config.backbone_weights,
+        saliency=config.saliency_weights,
+        whole_saliency=config.frozen_saliency,
+        text=config.text_weights,
+    )
 
 
 def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) -> dict[str, Any]:
@@ -342,12 +360,16 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
         f"{config.out.rstrip('/')}/checkpoints/{writer.units.claim[:16]}"  # another command's are never taken up
     )
     with tempfile.TemporaryDirectory() as scratch:
-        with Meter("train", plan.steps_of(plan.workers) * (plan.saliency_epochs + plan.epochs), "steps") as meter:
-            own, best = fit(plan, masks, checkpoints, Path(scratch), meter)
-        before = _history(plan.init)
-        history = [{**row, "epoch": epoch} for epoch, row in enumerate([*before, *own])]
-        epoch = len(before) + best
-        metrics = {"history": history, "epoch": epoch}  # the one that the model is of
+        if epochs := sum(config.stages):
+            with Meter("train", plan.steps_of(plan.workers) * epochs, "steps") as meter:
+                own, best = fit(plan, masks, checkpoints, Path(scratch), meter)
+            before = _history(plan.init)
+            history = [{**row, "epoch": epoch} for epoch, row in enumerate([*before, *own])]
+            metrics = {"history": history, "epoch": len(before) + best}  # the one that the model is of
+        else:  # its weights are what it was given, and its head is random
+            torch.manual_seed(plan.seed)
+            save_model(Path(scratch), initial(plan.network, plan.weights, fetch_weights), plan.categories)
+            metrics = {"history": [], "epoch": None}
         (Path(scratch) / "metrics.json").write_text(json.dumps(metrics, indent=1))
         files = ["model.safetensors", "config.json", "metrics.json"]
         if config.branch != "all":
@@ -357,7 +379,8 @@ def _train(config: Config, plan: Plan, masks: Artifact, writer: ArtifactWriter) 
         writer.units.put("model", blobs)
     metrics = json.loads(writer.store.read("metrics.json"))  # of another run of this command, where that made the model
     history, epoch = metrics["history"], metrics["epoch"]
-    validated = {key: value for key, value in history[epoch].items() if key.startswith("val_")}
+    row = history[epoch] if history else {}
+    validated = {key: value for key, value in row.items() if key.startswith("val_")}
     return {"categories": len(plan.categories), "epochs": len(history), "epoch": epoch, **validated}
 
 

@@ -40,6 +40,7 @@ class Plan(BaseModel):
     head_lr: float
     weight_decay: float
     saliency_loss: float
+    frozen_saliency: bool
     instance_loss: float
     pasted: float
     frozen_stride: int

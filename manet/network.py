@@ -29,6 +29,8 @@ class InitialWeights(BaseModel):
 
     backbone: str
     saliency: str
+    whole_saliency: bool = False
+    """Whether nothing less than the whole saliency branch is taken: its encoder alone would leave a random decoder."""
     text: str = "none"
     text_stem: str = "none"
     """Of the text branch's stem alone, where that branch is what is trained."""
@@ -159,7 +161,8 @@ def initial(config: NetworkConfig, weights: InitialWeights, fetch: Fetch | None 
     network = MANet(config)
     load_pretrained(network.backbone.net, config.backbone, weights.backbone, fetch)
     saliency = network.saliency
-    load_pretrained(saliency.encoder, config.saliency, weights.saliency, fetch, branch=saliency)
+    whole = weights.whole_saliency
+    load_pretrained(saliency.encoder, config.saliency, weights.saliency, fetch, branch=saliency, whole=whole)
     load_text(network, weights, fetch)
     return network
 
@@ -181,12 +184,15 @@ def load_text(network: MANet, weights: InitialWeights, fetch: Fetch | None = Non
 
 
 def freeze_statistics(network: MANet) -> None:
-    """Put the batch norms of the pretrained parts (backbone, saliency encoder, text branch) into eval mode.
+    """Put the batch norms of the pretrained parts (backbone, saliency encoder, text branch) into eval mode, and those of a
+    saliency branch of which nothing learns.
 
     To be called after `train()`. Batches of some thirty pictures, a third of their products cut out, estimate
     ImageNet's statistics badly; with them frozen a step also means the same on any number of workers.
     """
     parts = [network.backbone, network.saliency.encoder, *([network.text.stem] if network.text is not None else [])]
+    if not any(parameter.requires_grad for parameter in network.saliency.parameters()):
+        parts.append(network.saliency)
     for part in parts:
         for module in part.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -29,8 +29,9 @@ PLAN: dict[str, Any] = {
     "branch": "all", "network": NetworkConfig(), "weights": InitialWeights(backbone="random", saliency="random"),
     "init": None, "train_rows": 100, "categories": ("a", "b"), "pictures": (80, 20), "train_size": 64,
     "saliency_epochs": 1, "epochs": 3, "batch_size": 4, "saliency_lr": 1e-3, "lr": 1e-3, "head_lr": 1e-3,
-    "weight_decay": 0, "saliency_loss": 0.7, "instance_loss": 1.3, "pasted": 0.3, "frozen_stride": 0, "balance": 0, "patience": 0,
-    "precision": "float32", "seed": 0, "workers": 1, "workers_min": 1, "worker_cpus": 1, "worker_gpus": 0, "retries": 0,
+    "frozen_saliency": False, "weight_decay": 0, "saliency_loss": 0.7, "instance_loss": 1.3, "pasted": 0.3,
+    "frozen_stride": 0, "balance": 0, "patience": 0, "precision": "float32", "seed": 0,
+    "workers": 1, "workers_min": 1, "worker_cpus": 1, "worker_gpus": 0, "retries": 0,
 }  # fmt: skip
 
 
@@ -167,6 +168,20 @@ def test_a_network_of_no_numbers_has_diverged(monkeypatch: pytest.MonkeyPatch) -
     found = stage_of(network, plan, 1, 1, torch.device("cpu"), {}).validate(_Shard())
     assert np.isfinite(found["val_dice_loss"])
     assert has_diverged(found)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_saliency_branch_stays_as_it_is(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights and its batch norms' statistics, bit for bit, while the backbone learns through it."""
+    monkeypatch.setattr(ray.train.torch, "prepare_model", lambda module, **_: module)  # of a run of Ray Train
+    network = _network()
+    steps = stage_of(
+        network, Plan(**{**PLAN, "network": network.config, "frozen_saliency": frozen}), 1, 1, torch.device("cpu"), {}
+    )
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    steps.train_epoch(1, _Shard(), lambda _: None, Part(), lambda _: None)
+    changed = {name.partition(".")[0] for name, value in network.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"backbone", "head"} | (set() if frozen else {"saliency"})
 
 
 @pytest.mark.parametrize(("instance_loss", "attention"), [(1.0, "s*f"), (0.0, "s*f"), (1.0, "none")])

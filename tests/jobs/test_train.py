@@ -14,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 
 from cluster.artifact import open_artifact, sha256_of
 from cluster.errors import MisplacedError
@@ -21,6 +22,7 @@ from jobs.inputs import cache_folder, fetch_weights
 from jobs.masks import mapper
 from jobs.pictures import load_picture
 from manet.images import PictureConfig
+from manet.weights import read_tensors, resolve
 from tests.conftest import ROOT, Run
 from tests.jobs.helpers import assert_refused, checksums, summary_of
 from tests.manet.graphs import frozen_graph
@@ -111,6 +113,31 @@ def test_the_network_of_init_is_kept(manet: Run, fewshot: Path, model: Path, tmp
     assert_refused(manet(*learned, "--instance-loss", 0), 2, "--region-weights learned: the instance loss", "none")
     assert_refused(manet(*learned, "--branch", "saliency"), 2, "--region-weights learned: the instance loss", "none")
     assert not (tmp_path / "model").exists()
+
+
+def test_initial_weights_are_a_model_where_all_of_the_saliency_branch_is_given(
+    manet: Run, fewshot: Path, tmp_path: Path
+) -> None:
+    """The untrained model that others are compared with, of which nothing is random but the head."""
+    command = ["train", "--fewshot", fewshot, "--size", 64, "--epochs", 0, "--pseudo-masks", "classical"]
+    command += ["--frozen-saliency", "--out"]
+    assert_refused(manet(*command, tmp_path / "half"), 2, "efficientnet-lite0: not of a whole saliency branch")
+    alone = ("--branch", "saliency")
+    assert_refused(manet(*command, tmp_path / "alone", *alone), 2, "--frozen-saliency: --branch saliency trains one")
+    done = manet(*command, tmp_path / "first", "--saliency-weights", "own:saliency-lite0")
+    assert summary_of(done)["epochs"] == 0
+    tensors = load_file(tmp_path / "first" / "model.safetensors")
+    for name, value in read_tensors(resolve("own:saliency-lite0")).items():
+        assert tensors[f"saliency.{name}"].equal(value.to(tensors[f"saliency.{name}"].dtype)), name
+    given = ("--init", tmp_path / "first", "--frozen-saliency", "--pseudo-masks", "classical", "--train-size", 64)
+    done = manet(
+        "train", "--fewshot", fewshot, "--masks", tmp_path / "first" / "masks", "--out", tmp_path / "second", *given,
+        "--epochs", 1,
+    )  # fmt: skip
+    assert summary_of(done)["epochs"] == 1
+    trained = load_file(tmp_path / "second" / "model.safetensors")
+    changed = {name.partition(".")[0] for name, value in trained.items() if not value.equal(tensors[name])}
+    assert changed == {"backbone", "head"}
 
 
 def test_overwrite_reaches_masks_of_other_pictures(manet: Run, shop: Path, tmp_path: Path) -> None:
