@@ -139,7 +139,7 @@ def read_named(uri: str, flag: str, wanted: str = "file") -> bytes:
 
 
 def check_lines(ids: Sequence[str], where: str) -> None:
-    """Every id is of one line, as in the files that list ids.
+    """Every id is of one line, as in the files that list ids, and may stand in a web address.
 
     Raises:
         BadInputError: one is not.
@@ -149,6 +149,8 @@ def check_lines(ids: Sequence[str], where: str) -> None:
             raise BadInputError(
                 f"{where}: the id {name!r} holds a line break; lists have one id a line: give it another"
             )
+        if name in {".", ".."}:
+            raise BadInputError(f"{where}: the id {name!r} means a folder in every web address: give it another")
 
 
 def holds_bytes(schema: pa.Schema) -> bool:

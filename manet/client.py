@@ -12,6 +12,7 @@ connection, a busy service (it says when to come back), a replica that was lost.
 
 import http.client
 import json
+import math
 import random
 import time
 import uuid
@@ -24,6 +25,7 @@ from urllib.parse import SplitResult, quote, urlencode, urlsplit
 from manet.errors import ManetError
 
 Picture = str | Path | bytes
+Names = str | Iterable[str]  # one, or several
 Json = dict[str, Any]
 _AGAIN = {429, 500, 502, 503, 504}
 _LONGEST_S = 30.0  # between two tries
@@ -53,7 +55,7 @@ class Client:
         seconds: that one step of a try may wait for the network: to connect, to send all, to get the next piece of the answer.
 
     Raises:
-        ServiceError: the address or the token cannot be one.
+        ServiceError: the address or the token cannot be one, or there is no try or no time.
     """
 
     def __init__(self, address: str, *, token: str | None = None, tries: int = 5, seconds: float = 60.0) -> None:
@@ -62,6 +64,10 @@ class Client:
             raise ServiceError(0, "address", f"{address!r} is no http:// or https:// address")
         if token and not (token.isascii() and token.isprintable() and " " not in token):
             raise ServiceError(0, "token", "the token holds a space, a line's end or a letter that no token has")
+        if tries < 1:
+            raise ServiceError(0, "tries", f"tries={tries}: give 1 or more")
+        if not 0 < seconds < math.inf:
+            raise ServiceError(0, "seconds", f"seconds={seconds:g}: give more than 0")
         self._parts, self._tries, self._seconds = parts, tries, seconds
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.retried = 0
@@ -72,8 +78,8 @@ class Client:
         *,
         image_id: str | None = None,
         k: int = 7,
-        categories: Sequence[str] = (),
-        ids: Sequence[str] = (),
+        categories: Names | None = None,
+        ids: Names | None = None,
         **more: str | int | bool,
     ) -> Json:
         """The answers to one picture (a path or bytes), or to a picture of the gallery.
@@ -82,11 +88,12 @@ class Client:
             picture: the query; or `image_id`.
             image_id: of the gallery.
             k: answers.
-            categories, ids: only these answer.
+            categories, ids: only these answer; None: all.
             more: `rerank`, `fold`, `maps`, `explain`, `url` as in /v1/openapi.json.
 
         Raises:
-            ServiceError: refused, or no answer after all tries; or the picture's file cannot be read, with code "file".
+            ServiceError: refused, or no answer after all tries; or, before any try, the picture's file cannot be read (code
+                "file"), or a filter is given that holds nothing, which no picture passes ("nothing_passes").
         """
         fields: list[tuple[str, str | bytes]] = [("k", str(k))]
         if picture is not None:
@@ -97,32 +104,34 @@ class Client:
 
     def search_batch(
         self,
-        pictures: Iterable[Picture] = (),
+        pictures: Picture | Iterable[Picture] = (),
         *,
-        image_ids: Iterable[str] = (),
+        image_ids: Names = (),
         k: int = 7,
-        categories: Sequence[str] = (),
-        ids: Sequence[str] = (),
+        categories: Names | None = None,
+        ids: Names | None = None,
         **more: str | int | bool,
     ) -> list[Json]:
         """For each picture, then each id: {"answer": ..., "error": ...}, one of them null.
 
         Raises:
-            ServiceError: the request as a whole was refused, or a picture's file cannot be read.
+            ServiceError: as `search`, where the request as a whole is concerned; what is wrong with one picture is its own
+                error.
         """
-        fields: list[tuple[str, str | bytes]] = [("k", str(k)), *(("picture", _bytes(each)) for each in pictures)]
-        fields += [("id", each) for each in image_ids]
+        fields: list[tuple[str, str | bytes]] = [("k", str(k))]
+        fields += [("picture", _bytes(each)) for each in _several(pictures)]
+        fields += [("id", each) for each in _several(image_ids)]
         items: list[Json] = self._post("/v1/search:batch", fields + _filters(categories, ids, more))["items"]
         return items
 
     def item(self, image_id: str) -> Json:
         """What the catalogue says of a gallery picture."""
-        return _json(self._request("GET", f"/v1/items/{quote(image_id, safe='')}"))
+        return _json(self._request("GET", f"/v1/items/{_quoted(image_id)}"))
 
     def image(self, image_id: str, *, side: int = 256, kind: str = "none") -> bytes:
         """A gallery picture as a JPEG square; `kind`: none, or the map over it, saliency or text."""
         query = urlencode({"side": side, "map": kind})
-        return self._request("GET", f"/v1/items/{quote(image_id, safe='')}/image?{query}")
+        return self._request("GET", f"/v1/items/{_quoted(image_id)}/image?{query}")
 
     def index(self) -> Json:
         """The index: size, settings, recall report, categories, rejects."""
@@ -162,13 +171,17 @@ class Client:
 
 
 def encode_form(fields: Sequence[tuple[str, str | bytes]]) -> tuple[bytes, str]:
-    """A form of fields and files (bytes) as a request's body, and its content type."""
+    """A form of fields and files (bytes) as a request's body, and its content type.
+
+    Raises:
+        ServiceError: a field's text has no UTF-8.
+    """
     boundary = uuid.uuid4().hex
     pieces = []
     for name, value in fields:
         file = '; filename="picture"\r\nContent-Type: application/octet-stream' if isinstance(value, bytes) else ""
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
-        pieces += [head.encode(), value if isinstance(value, bytes) else value.encode(), b"\r\n"]
+        pieces += [head.encode(), value if isinstance(value, bytes) else _utf8(value), b"\r\n"]
     return b"".join([*pieces, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
@@ -189,9 +202,29 @@ def _bytes(picture: Picture) -> bytes:
         raise ServiceError(0, "file", f"{picture}: {error.strerror or type(error).__name__}") from None
 
 
-def _filters(categories: Sequence[str], ids: Sequence[str], more: Json) -> list[tuple[str, str | bytes]]:
-    found: list[tuple[str, str | bytes]] = [("category", name) for name in categories]
-    found += [("ids", name) for name in ids]
+def _several(given: Any) -> list[Any]:  # noqa: ANN401 - of any kind
+    """What was given, one by one: a text, a path or bytes is one."""
+    return [given] if isinstance(given, str | bytes | Path) else list(given)
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ServiceError(0, "text", f"{text!r} is no text that UTF-8 has") from None
+
+
+def _quoted(image_id: str) -> str:
+    return quote(_utf8(image_id), safe="")
+
+
+def _filters(categories: Names | None, ids: Names | None, more: Json) -> list[tuple[str, str | bytes]]:
+    found: list[tuple[str, str | bytes]] = []
+    for name, flag, given in (("category", "categories", categories), ("ids", "ids", ids)):
+        several = [] if given is None else _several(given)
+        if given is not None and not several:
+            raise ServiceError(0, "nothing_passes", f"{flag} holds nothing, so no picture passes; None lets all pass")
+        found += [(name, each) for each in several]
     written = {True: "true", False: "false"}
     return found + [(name, written[value] if isinstance(value, bool) else str(value)) for name, value in more.items()]
 

@@ -23,6 +23,7 @@ _KNOWN_ELSEWHERE = {b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "SVG or XML", b"\x
 _WHITE = 255
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # of a JPEG's segment; the others stand in the data of a scan
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
+_EOI = bytes((0xFF, _END))
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 
 
@@ -104,6 +105,8 @@ def _unidentified(data: bytes, max_pixels: int) -> PictureError:
         width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
         if width * height > max_pixels:
             return _too_large(width, height, max_pixels)
+        if not width * height:
+            return PictureError(Reason.CORRUPT, f"header: {width} x {height} px")
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8")):
         return PictureError(Reason.TRUNCATED, f"{len(data)} bytes, the header is not whole")
     return PictureError(Reason.NOT_A_PICTURE, f"starts with {data[:12]!r}")
@@ -152,6 +155,8 @@ def _refuse_truncated(data: bytes, header: Image.Image) -> None:
         whole = len(data) >= _riff_bytes(data)
     else:
         return
+    if not whole and header.format in {"JPEG", "MPO"} and data.rstrip(b"\0\r\n").endswith(_EOI):
+        raise PictureError(Reason.CORRUPT, f"{header.format}: its segments do not lead to its end")
     if not whole:
         raise PictureError(Reason.TRUNCATED, f"{header.format} of {len(data)} bytes without its end")
 

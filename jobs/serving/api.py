@@ -1,6 +1,7 @@
 """The routes of the API, version 1, and the page. What they say is what OpenAPI shows: `/v1/openapi.json`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
@@ -10,6 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from pydantic import StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
@@ -41,9 +43,27 @@ _REASONS = {
     502: "The store of the index or of the gallery's pictures does not answer.",
     503: "Too busy, or not ready; Retry-After says when to come back.",
 }
+_UNROUTED = {
+    404: ("not_found", "There is nothing at this address; /v1/openapi.json says what there is."),
+    405: ("method_not_allowed", "This address does not take this method."),
+}
+_WRONG = {  # pydantic's word for a fault -> ours
+    "too_long": "give at most {max_length}",
+    "string_too_short": "it is empty",
+    "string_too_long": "give at most {max_length} characters",
+    "greater_than_equal": "give {ge} or more",
+    "less_than_equal": "give {le} or less",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "int_parsing_size": "the number is too large",
+    "bool_parsing": "give true or false",
+    "literal_error": "give {expected}",
+    "string_type": "give text, not a file",
+}
 Side = Annotated[int, Query(ge=1, le=SIDES[-1], description="Least side of the square, px: 128, 256 or 512 is given.")]
-Categories = Annotated[list[str], Form(max_length=64, description="Only pictures of these categories answer.")]
-Ids = Annotated[list[str], Form(max_length=900, description="Only these pictures answer.")]  # a form has 1,000 fields
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Categories = Annotated[list[_Name], Form(max_length=64, description="Only pictures of these categories answer.")]
+Ids = Annotated[list[_Name], Form(max_length=900, description="Only these pictures answer.")]  # a form has 1,000 fields
 K = Annotated[int, Form(ge=1, le=MOST_ANSWERS, description="Answers.")]
 Rerank = Annotated[
     bool, Form(description="Score candidates with the stored vectors; else as the quantizer ranks them.")
@@ -100,8 +120,7 @@ def _errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        what = "send a file, as curl -F picture=@photo.jpg does" if "UploadFile" in first["msg"] else first["msg"]
-        return answer(Refusal(422, "invalid", f"{where}: {what}"))
+        return answer(Refusal(422, "invalid", f"{where}: {_said(first)}"))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:  # which is raised again, for the guard to log
@@ -111,28 +130,41 @@ def _errors(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         if isinstance(error.__cause__, Refusal):  # of the guard, at the body's end: FastAPI makes a 400 of it
             return answer(error.__cause__)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        found = answer(Refusal(error.status_code, code, str(error.detail)))
+        code, said = _UNROUTED.get(error.status_code, ("bad_request", str(error.detail)))
+        found = answer(Refusal(error.status_code, code, said))
         found.headers.update(error.headers or {})
+        if found.headers.get("Allow") == "GET":
+            found.headers["Allow"] = "GET, HEAD"
         return found
 
 
+def _said(error: Mapping[str, Any]) -> str:
+    """What is wrong with a field, for people: pydantic's own words speak of its types."""
+    if "UploadFile" in error["msg"]:
+        return "send a file, as curl -F picture=@photo.jpg does"
+    known = _WRONG.get(error["type"])
+    return known.format(**error.get("ctx", {})) if known else str(error["msg"])
+
+
 async def _known_fields(request: Request) -> None:
-    """Refuse a field that the route does not have, or more of one than it takes: a filter that is misspelt must not pass for
-    none, and of two pictures none must be lost.
+    """Refuse a field that the route does not have, that is empty, or more of one than it takes: a filter that is misspelt or
+    holds nothing must not pass for none, and of two pictures none must be lost.
 
     Raises:
         Refusal: there is one.
     """
     route = request.scope["route"].dependant
     known = {field.alias: get_origin(field.field_info.annotation) is list for field in route.body_params}
-    given = Counter(name for name, _ in (await request.form()).multi_items())
-    unknown = [name for name in given if name not in known]
-    unknown += [f"{name} (in the address)" for name in request.query_params]
+    fields = (await request.form()).multi_items()
+    given = Counter(name for name, _ in fields)
+    unknown = [repr(name) for name in given if name not in known]
+    unknown += [f"{name!r} (in the address)" for name in request.query_params]
     if unknown:
         raise Refusal(
             422, "unknown_field", f"There is no field {unknown[0]}; the form's are {', '.join(sorted(known))}."
         )
+    if empty := [name for name, value in fields if value == ""]:
+        raise Refusal(422, "empty_field", f"{empty[0]} is empty; give it a value, or leave it out.")
     for name, count in given.items():
         if count > 1 and not known[name]:
             several = " /v1/search:batch takes several." if name in {"picture", "id"} else ""
@@ -149,7 +181,7 @@ async def _known_parameters(request: Request) -> None:
     given = Counter(name for name, _ in request.query_params.multi_items())
     if unknown := [name for name in given if name not in known]:
         has = f"this address takes {', '.join(sorted(known))}" if known else "this address takes none"
-        raise Refusal(422, "unknown_field", f"There is no parameter {unknown[0]}; {has}.")
+        raise Refusal(422, "unknown_field", f"There is no parameter {unknown[0]!r}; {has}.")
     if repeated := [name for name, count in given.items() if count > 1]:
         raise Refusal(422, "repeated_field", f"{repeated[0]} is given {given[repeated[0]]} times; give it once.")
 
@@ -165,9 +197,9 @@ def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
     )
     async def search(
         picture: Annotated[UploadFile | None, File(description="A picture: JPEG, PNG, WebP, GIF, BMP or TIFF.")] = None,
-        id: Annotated[str | None, Form(max_length=1024, description="Or a picture of the gallery.")] = None,
+        id: Annotated[_Name | None, Form(description="Or a picture of the gallery.")] = None,
         url: Annotated[
-            str | None, Form(max_length=2048, description="Or an https:// URL, where that is allowed.")
+            str | None, Form(min_length=1, max_length=2048, description="Or an https:// URL, where that is allowed.")
         ] = None,
         k: K = 7,
         category: Categories = [],  # noqa: B006 - FastAPI copies it
@@ -187,7 +219,7 @@ def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
             raise Refusal(422, "no_urls", "This service fetches no URLs; upload the picture.")
         data = None if picture is None else await picture.read()
         wish = serving.Wish(
-            k=k, categories=_given(category), ids=tuple(ids), rerank=rerank, fold=fold, maps=maps, explain=explain
+            k=k, categories=tuple(category), ids=tuple(ids), rerank=rerank, fold=fold, maps=maps, explain=explain
         )
         return await service.search(serving.Query(picture=data, image_id=id, url=url), wish)
 
@@ -199,7 +231,7 @@ def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
     )
     async def batch(
         picture: Annotated[list[UploadFile], File(description="Pictures.")] = [],  # noqa: B006
-        id: Annotated[list[str], Form(description="And pictures of the gallery.")] = [],  # noqa: B006
+        id: Annotated[list[_Name], Form(description="And pictures of the gallery.")] = [],  # noqa: B006
         k: K = 7,
         category: Categories = [],  # noqa: B006
         ids: Ids = [],  # noqa: B006
@@ -213,15 +245,10 @@ def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
         count = len(picture) + len(id)
         if not 1 <= count <= MOST_PICTURES:
             raise Refusal(422, "batch_size", f"Give 1 to {MOST_PICTURES} pictures and ids; here: {count}.")
-        wish = serving.Wish(k=k, categories=_given(category), ids=tuple(ids), rerank=rerank, fold=fold)
+        wish = serving.Wish(k=k, categories=tuple(category), ids=tuple(ids), rerank=rerank, fold=fold)
         queries = [serving.Query(picture=await each.read()) for each in picture]
         queries += [serving.Query(image_id=each) for each in id]
         return BatchAnswer(items=await service.batch(queries, wish))
-
-
-def _given(categories: list[str]) -> tuple[str, ...]:
-    """Categories without the empty one, which a form sends whose field was left empty."""
-    return tuple(name for name in categories if name)
 
 
 def _items(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:

@@ -37,7 +37,7 @@ from jobs.streaming import DescribeConfig
 from manet.errors import PictureError
 from manet.explain import contributions, strongest
 from manet.names import DEAD
-from manet.search import Hit
+from manet.search import Allowed, Hit
 
 _T = TypeVar("_T")
 _TRIES = 4  # of describing a picture, when replicas are lost
@@ -187,15 +187,23 @@ class Gateway:
         Raises:
             Refusal: it cannot be answered.
         """
+        edition = self.gallery.current
         with present(self._guard).explaining(wish.explain):
-            return await self._answer(query, wish)
+            if wish.explain and edition.processed:
+                raise Refusal(422, "no_regions", f"This index's scores are not sums of regions ({edition.processed}).")
+            return await self._answer(query, wish, edition, await self._allowed(edition, wish))
 
-    async def _answer(self, query: Query, wish: Wish) -> SearchAnswer:
-        edition, clock = self.gallery.current, _Clock()
-        if wish.explain and edition.processed:
-            raise Refusal(422, "no_regions", f"This index's scores are not sums of regions ({edition.processed}).")
+    async def _allowed(self, edition: Edition, wish: Wish) -> Allowed | None:
+        """What passes the filter; None where all does.
+
+        Raises:
+            Refusal: nothing passes.
+        """
         filtered = wish.categories or wish.ids
-        allowed = await self._thread(edition.allow, wish.categories, wish.ids) if filtered else None
+        return await self._thread(edition.allow, wish.categories, wish.ids) if filtered else None
+
+    async def _answer(self, query: Query, wish: Wish, edition: Edition, allowed: Allowed | None) -> SearchAnswer:
+        clock = _Clock()
         item = None if query.image_id is None else await self._thread(self._stored, edition, query.image_id)
         pixels, seen = None, None
         if item is None or wish.maps or wish.explain:
@@ -224,14 +232,20 @@ class Gateway:
         )
 
     async def batch(self, queries: list[Query], wish: Wish) -> list[BatchItem]:
-        """Each query's answers, or what is wrong with it."""
+        """Each query's answers, or what is wrong with it; all are of one version of the index.
+
+        Raises:
+            Refusal: nothing passes the filter.
+        """
         present(self._guard).charge(len(queries) - 1)
+        edition = self.gallery.current
+        allowed = await self._allowed(edition, wish)
         turn = asyncio.Semaphore(AT_ONCE)
 
         async def one(query: Query) -> BatchItem:
             async with turn:
                 try:
-                    return BatchItem(answer=await self._answer(query, wish))
+                    return BatchItem(answer=await self._answer(query, wish, edition, allowed))
                 except Refusal as refusal:
                     return BatchItem(error=Problem(code=refusal.code, message=refusal.message))
 

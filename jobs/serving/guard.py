@@ -19,8 +19,8 @@ from urllib.parse import parse_qs
 
 from python_multipart.multipart import parse_options_header
 
-from jobs.serving.metrics import ServingMetrics
-from jobs.serving.refusals import Refusal
+from jobs.serving.metrics import ServingMetrics, route_of
+from jobs.serving.refusals import Refusal, head_too_large
 from jobs.serving.settings import AT_ONCE, UPLOADS, ServingConfig
 
 Scope = MutableMapping[str, Any]
@@ -36,7 +36,7 @@ _HEAD = 32 << 10  # bytes of a request's headers
 _TAIL = 1 << 10  # bytes at the end of a form, among which its last boundary is
 _CLIENTS = 10_000  # whose rate is remembered
 _BURST_S = 10
-_HEADERS = {
+SECURITY = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "manifest-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
@@ -87,7 +87,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 present = {name for name, _ in message.get("headers", [])}
-                extra = [(key.encode(), text.encode()) for key, text in _HEADERS.items() if key.encode() not in present]
+                extra = [(key.encode(), text.encode()) for key, text in SECURITY.items() if key.encode() not in present]
                 if scope["path"].startswith("/v1/") and b"cache-control" not in present:
                     extra.append((b"cache-control", b"no-store"))
                 message["headers"] = [*message.get("headers", []), *extra]
@@ -107,11 +107,12 @@ class Guard:
             if not status:
                 await refuse(Refusal(500, "internal", "The service failed; its log says why."), dressed)
         finally:
-            self._metrics.request(scope, status, time.monotonic() - began)
+            route = route_of(scope, getattr(self._app, "routes", ()))
+            self._metrics.request(route, status, time.monotonic() - began)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD:
-            raise Refusal(431, "headers_too_large", "The request's headers are too large.")
+            raise head_too_large()
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path = scope["path"]
         client = self._client(scope, headers)
@@ -305,8 +306,13 @@ def _end_of_form(scope: Scope) -> bytes:
 
 async def refuse(refusal: Refusal, send: Send) -> None:
     """Send an error."""
-    body = json.dumps(refusal.body()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    pairs, body = sent_as(refusal)
     await send({"type": "http.response.start", "status": refusal.status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
+
+
+def sent_as(refusal: Refusal, **more: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an error."""
+    body = json.dumps(refusal.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers, **more}
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()], body

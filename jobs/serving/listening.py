@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from cluster.errors import BadInputError
+from jobs.serving.guard import SECURITY, sent_as
+from jobs.serving.refusals import Refusal, head_too_large
 
 _WAITING = 2048  # connections that no gateway has accepted yet
 _PAUSE_S = 0.2
@@ -127,18 +129,37 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._head or self.transport.is_closing():
             return
         if self._head > _HEAD:
-            self.send_400_response("The request's head is too large.")
+            self.refuse(head_too_large())
         elif self._late is None:
             self._late = self.loop.call_later(_HEAD_S, self._give_up)
+
+    def send_400_response(self, msg: str) -> None:
+        """Uvicorn's answer to what is no HTTP, which it would write as plain text; an address of over 64 KiB is none to it."""
+        long = self._head is not None and self._head > _HEAD
+        self.refuse(
+            head_too_large() if long else Refusal(400, "bad_request", "This is no HTTP request that can be read.")
+        )
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Uvicorn's word to the log of an upgrade, of which there is none here: the request is answered as it is."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Write an error, as the guard would, and close the connection."""
+        if self.transport.is_closing():
+            return
+        pairs, body = sent_as(refusal, **SECURITY, connection="close")
+        lines = [name + b": " + value + b"\r\n" for name, value in pairs]
+        self.transport.write(b"".join([STATUS_LINE[refusal.status], *lines, b"\r\n", body]))
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """Httptools' word for a head's end. A body without a length, which no route takes, counts with it: its trailers are kept
         like headers.
         """
+        super().on_headers_complete()
         if not any(name == b"transfer-encoding" for name, _ in self.headers):
             self._head = None
             self._in_time()
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Httptools' word for a body's end: the next head is awaited. What of it came in the same piece is not counted."""
@@ -171,6 +192,7 @@ def server_of(app: Any) -> Server:  # noqa: ANN401 - an ASGI app
         uvicorn.Config(
             app,
             http=HttpProtocol,
+            ws="none",
             backlog=_WAITING,
             timeout_keep_alive=_KEEP_ALIVE_S,
             access_log=False,

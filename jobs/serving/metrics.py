@@ -1,9 +1,10 @@
 """What a gateway counts, for Prometheus. Each gateway counts for itself: the label `gateway` tells them apart."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from starlette.routing import BaseRoute, Match
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
@@ -32,9 +33,8 @@ class ServingMetrics:
         self.restarts = self._make(Gauge, "decoder_restarts", "Decode processes that a picture ended.")
         self.retries = self._make(Counter, "embedder_retries", "Pictures described again because a replica was lost.")
 
-    def request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        """Count a request."""
-        route = getattr(scope.get("route"), "path", "other")
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request of a route, as `route_of` names it."""
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
@@ -50,6 +50,17 @@ class ServingMetrics:
     def _make(self, kind: Any, name: str, text: str, labels: tuple[str, ...] = (), **more: Any) -> Any:  # noqa: ANN401 - metric classes
         metric = kind(f"manet_serve_{name}", text, ("gateway", *labels), registry=self._registry, **more)
         return _Of(metric, self._gateway, bare=not labels)
+
+
+def route_of(scope: MutableMapping[str, Any], routes: Sequence[BaseRoute]) -> str:
+    """The path of the route that answers a request, or would: one may be refused before its route is looked for."""
+    route: Any = scope.get("route")
+    if route is None:
+        found = [(match, each) for each in routes if (match := each.matches(scope)[0]) != Match.NONE]
+        route = (
+            max(found, key=lambda pair: pair[0].value)[1] if found else None
+        )  # of several the first that takes its method
+    return str(getattr(route, "path", "other"))
 
 
 class _Of:

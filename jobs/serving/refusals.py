@@ -55,6 +55,11 @@ class Refusal(Exception):  # noqa: N818 - no fault of ours: an answer
         return {"error": {"code": self.code, "message": self.message}}
 
 
+def head_too_large() -> Refusal:
+    """A request whose address and headers are longer than any that is sent in good faith."""
+    return Refusal(431, "headers_too_large", "The request's address and headers are too large.")
+
+
 def of_picture(error: PictureError, most_pixels: int = 0) -> Refusal:
     """What is wrong with a picture, as an answer: no detail of files or addresses leaves the service.
 

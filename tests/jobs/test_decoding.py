@@ -1,10 +1,12 @@
 """`jobs.decoding`: real decode processes that crash, hang and are killed."""
 
-import gc
+import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -79,16 +81,30 @@ def test_memory_is_bounded_and_what_libraries_say_goes_nowhere(
     assert capfd.readouterr() == ("", "")
 
 
-def test_closing_leaves_no_process_and_no_pipe(decoder: Decoder) -> None:
-    gc.collect()  # what other tests left open is closed now, or not before the end
-    before = {path.name for path in Path("/proc/self/fd").iterdir()}
+def test_closing_leaves_no_process_and_no_pipe(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what it opened itself: other threads of this process open files meanwhile."""
+    opened: list[str] = []
+    spawn = decoder._spawn
+
+    def watched(errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        process = spawn(errors)
+        for file in (process.stdin, process.stdout, errors):
+            assert file is not None
+            opened.append(str(Path(f"/proc/self/fd/{file.fileno()}").readlink()))
+        return process
+
+    monkeypatch.setattr(decoder, "_spawn", watched)
     _decoded(decoder, [JPEG, b"crash"])
     decoder.decode([JPEG], np.zeros((1, 32, 32, 3), np.uint8))
     process = decoder._process
     assert process is not None
     decoder.close()
     assert process.returncode == -signal.SIGKILL
-    assert {path.name for path in Path("/proc/self/fd").iterdir()} <= before
+    left = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that the folder was read by
+            left.add(str(path.readlink()))
+    assert len(set(opened)) >= 6 and not left & set(opened)
 
 
 def test_a_process_that_cannot_start_fails_the_job() -> None:

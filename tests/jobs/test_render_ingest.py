@@ -108,6 +108,8 @@ def test_what_is_wrong_is_said_with_its_line(manet: Run, tmp_path: Path) -> None
         assert_refused(manet("ingest", "--source", tmp_path / "t.csv", *out), 2, "t.csv", words)
     pq.write_table(pa.table({"image_id": ["1\n2"], "uri": ["x.jpg"]}), tmp_path / "t.parquet")
     assert_refused(manet("ingest", "--source", tmp_path / "t.parquet", *out), 2, "t.parquet", "holds a line break")
+    (tmp_path / "t.csv").write_text("image_id,uri\n..,x.jpg\n")
+    assert_refused(manet("ingest", "--source", tmp_path / "t.csv", *out), 2, "t.csv: the id '..' means a folder")
     (tmp_path / "t.csv").write_text("image_id,title\n1,a lipstick\n")
     assert_refused(manet("ingest", "--source", tmp_path / "t.csv", *out), 2, "--images is required")
     (tmp_path / "t.tsv").write_text("image_id\turi\n1\tx.jpg\n")

@@ -7,11 +7,12 @@ import http.client
 import io
 import json
 import re
+import socket
 import struct
 import time
 import zlib
 from pathlib import Path
-from unittest.mock import ANY, Mock
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -134,9 +135,15 @@ def test_filters_and_ranking(service: Service) -> None:
     assert {hit["image_id"] for hit in client.search(query, ids=ids)["results"]} == set(ids)
     exact, quantized = client.search(query), client.search(query, rerank=False)
     assert [hit["score"] for hit in exact["results"]] != [hit["score"] for hit in quantized["results"]]
-    assert client.search(query, category="") == client.search(query) | {"milliseconds": ANY}
     _refused(service, 422, "unknown_category", query.read_bytes(), category="no such kind")
     _refused(service, 422, "nothing_passes", query.read_bytes(), ids="no-such-id")
+    for name in ("category", "ids", "k", "rerank"):  # what holds nothing does not pass for what was left out
+        _refused(service, 422, "empty_field", query.read_bytes(), words=f"empty_field: {name} is empty", **{name: ""})
+    with pytest.raises(ServiceError, match="unknown_category") as caught:  # of the request, not of each picture
+        client.search_batch([query, query], categories="no such kind")
+    assert caught.value.status == 422
+    both = client.search_batch([query], image_ids=ids[0], ids=ids, k=2)
+    assert [len(each["answer"]["results"]) for each in both] == [2, 2]
 
 
 def test_why_this_answer(service: Service) -> None:
@@ -163,9 +170,17 @@ def test_what_cannot_be_used_is_named(service: Service) -> None:
     _refused(service, 404, "unknown_item", id="no-such-id")
     _refused(service, 422, "one_query")
     _refused(service, 422, "one_query", whole, id="x")
-    _refused(service, 422, "invalid", whole, k="0")
-    _refused(service, 422, "invalid", whole, k="1000000")
-    _refused(service, 422, "invalid", whole, explain="x")
+    _refused(service, 422, "invalid", whole, words="k: give 1 or more", k="0")
+    _refused(service, 422, "invalid", whole, words="k: give 100 or less", k="1000000")
+    _refused(service, 422, "invalid", whole, words="explain: give a whole number", explain="x")
+    _refused(service, 422, "invalid", whole, words="maps: give true or false", maps="perhaps")
+    _refused(service, 422, "invalid", words="id: give at most 1024 characters", id="x" * 1025)
+    for given, words in (
+        ({"image_ids": "x" * 1025}, "1024 characters"),
+        ({"image_ids": "x", "ids": ["y"] * 901}, "900"),
+    ):
+        with pytest.raises(ServiceError, match=rf"^invalid: ids?(\.0)?: give at most {words}"):
+            service.client.search_batch(**given)
     with pytest.raises(ServiceError, match=r"invalid: picture: send a file, as curl -F picture=@photo.jpg does"):
         Client(service.address, tries=1)._post("/v1/search", [("picture", "photo.jpg")])
     _refused(service, 422, "unknown_field", whole, categories="lipstick")
@@ -185,7 +200,11 @@ def test_what_cannot_be_used_is_named(service: Service) -> None:
     assert "side is given 2 times" in json.loads(body)["error"]["message"]
     form = "application/x-www-form-urlencoded"
     status, _, body = _raw(service, "POST", "/v1/search?k=3", content_type=form, content_length="0")
-    assert status == 422 and "k (in the address)" in json.loads(body)["error"]["message"]
+    assert status == 422 and "'k' (in the address)" in json.loads(body)["error"]["message"]
+    status, _, body = _raw(service, "GET", "/v2/search")
+    assert status == 404 and "/v1/openapi.json" in json.loads(body)["error"]["message"]
+    status, headers, body = _raw(service, "DELETE", "/v1/index")
+    assert (status, headers["allow"], json.loads(body)["error"]["code"]) == (405, "GET, HEAD", "method_not_allowed")
 
 
 def test_bodies_are_bounded_before_they_are_read(service: Service) -> None:
@@ -199,8 +218,39 @@ def test_bodies_are_bounded_before_they_are_read(service: Service) -> None:
     status, _, _ = _raw(service, "POST", "/v1/search", b"nonsense", content_type=form, content_length="8")
     assert status in {400, 422}
     assert _raw(service, "GET", "/v1/index", x_long="x" * 40_000)[0] == 431
-    with contextlib.suppress(ConnectionError):  # the end of what is longer still is not waited for
-        assert _raw(service, "GET", "/v1/index", x_long="x" * 2_000_000)[0] == 400
+    for more in (70_000, 2_000_000):
+        with contextlib.suppress(ConnectionError):  # the end of what is longer still is not waited for
+            assert _raw(service, "GET", "/v1/index", x_long="x" * more)[0] == 431
+        with contextlib.suppress(ConnectionError):
+            assert _raw(service, "GET", "/v1/index?" + "x" * more)[0] == 431
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
+        b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+        b"no http at all\r\n\r\n",
+        b"GET /v1/index HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_answered_like_any_other(service: Service, head: bytes) -> None:
+    """Also what the parser of HTTP itself refuses: JSON, with the headers that every answer has."""
+    place = urlsplit(service.address)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(head)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        body = json.loads(answer.read())
+    assert (answer.status, body["error"]["code"]) in {(400, "bad_request"), (431, "headers_too_large")}
+    assert answer.getheader("content-type") == "application/json" and answer.getheader("x-frame-options") == "DENY"
+
+
+def test_an_upgrade_is_answered_as_if_none_were_asked_for(service: Service) -> None:
+    status, _, body = _raw(
+        service, "GET", "/healthz", Connection="Upgrade", Upgrade="websocket", Sec_WebSocket_Key="eA=="
+    )
+    assert (status, json.loads(body)) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize(
@@ -249,7 +299,7 @@ def test_every_answer_has_security_headers(service: Service) -> None:
         ("POST", "/v1/index"),
     ):
         status, headers, _ = _raw(service, method, path)
-        assert (status, headers["allow"]) == (405, "GET" if path == "/v1/index" else "POST")
+        assert (status, headers["allow"]) == (405, "GET, HEAD" if path == "/v1/index" else "POST")
     page = _raw(service, "GET", "/")[2].decode()
     assert not re.search(r"https?://|<style|style=|onclick", page)
 

@@ -130,6 +130,36 @@ def test_head_is_counted_with_its_route() -> None:
     assert 'route="/v1/index",status="200"} 1.0' in metrics.text().decode()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
+def test_what_is_refused_before_its_route_is_counted_with_it() -> None:
+    """Else a route's share of errors would leave out what is turned away."""
+    from jobs.serving.api import build_api
+
+    metrics = ServingMetrics("test")
+    config = ServingConfig(index="none", max_body_mib=1)
+    service: Any = SimpleNamespace(config=config, lifespan=None)
+    guard = Guard(build_api(service), config, pending=8, tokens=frozenset(), metrics=metrics)
+    guard.stopping = True
+
+    async def ask() -> None:
+        assert (await _ask(guard, "/v1/search:batch"))[0] == 503
+        large: dict[str, Any] = {"content-length": str(8 << 20)}
+        assert (await _ask(guard, "/v1/search", **large))[0] == 413
+        assert (await _ask(guard, "/v1/items/a%2Fb/image", "GET"))[0] == 503
+        assert (await _ask(guard, "/v1/items/a", "HEAD", long="x" * 40_000))[0] == 431
+        assert (await _ask(guard, "/nowhere", "GET"))[0] == 404
+
+    asyncio.run(ask())
+    counted = {line.rpartition(" ")[0] for line in metrics.text().decode().splitlines() if "requests_total{" in line}
+    routes = {
+        '/v1/search:batch",status="503',
+        '/v1/search",status="413',
+        '/v1/items/{image_id:path}/image",status="503',
+    }
+    routes |= {'/v1/items/{image_id:path}",status="431', 'other",status="404'}
+    assert counted == {f'manet_serve_requests_total{{gateway="test",route="{each}"}}' for each in routes}
+
+
 def test_a_form_that_is_cut_off_is_no_form() -> None:
     async def ask(body: bytes, **headers: str) -> Answer:
         pieces = [body[place : place + 3] for place in range(0, len(body), 3)]

@@ -1,15 +1,17 @@
 """The service's client against a server that keeps what it is sent."""
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-from manet.client import Client
+from manet.client import Client, ServiceError
 
 
 class _Keeps(BaseHTTPRequestHandler):
@@ -57,6 +59,32 @@ def test_fields_arrive_as_they_were_given(client: Client) -> None:
         ("ids", "c"),
         ("fold", "true"),
     ]
+
+
+def test_one_name_is_a_name_and_a_filter_of_nothing_is_no_filter_left_out(client: Client, tmp_path: Path) -> None:
+    """A text is not its letters; and where no id is allowed, not all are."""
+    (tmp_path / "one.jpg").write_bytes(b"one")
+    client.search_batch(str(tmp_path / "one.jpg"), image_ids="p1", categories="lip gloss", ids="p2")
+    assert _Keeps.form == [("k", "7"), ("picture", "one"), ("id", "p1"), ("category", "lip gloss"), ("ids", "p2")]
+    client.search_batch([b"one", tmp_path / "one.jpg"])
+    assert _Keeps.form == [("k", "7"), ("picture", "one"), ("picture", "one")]
+    _Keeps.form = []
+    closed: tuple[dict[str, Any], ...] = ({"ids": []}, {"categories": ()}, {"ids": iter(())})
+    for filters in closed:
+        with pytest.raises(ServiceError, match=r"nothing_passes: (ids|categories) holds nothing"):
+            client.search(image_id="p1", **filters)
+    assert _Keeps.form == []  # nothing was sent
+
+
+def test_what_cannot_be_sent_is_a_service_error(client: Client) -> None:
+    for call in (client.item, client.image, lambda name: client.search(image_id=name)):
+        with pytest.raises(ServiceError, match=r"text: '\\udcff' is no text"):
+            call("\udcff")
+    given: tuple[dict[str, Any], ...] = ({"tries": 0}, {"seconds": 0}, {"seconds": -1.0}, {"seconds": math.nan})
+    for wrong in given:
+        (name,) = wrong
+        with pytest.raises(ServiceError, match=f"{name}: {name}="):
+            Client("http://127.0.0.1", **wrong)
 
 
 def test_a_busy_service_is_not_asked_earlier_than_it_says(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,8 @@ WEBP = _encoded(_two_colours(), "WEBP")
         (_png_header(60_000, 60_000), Reason.TOO_LARGE),
         (_png_header(60_000, 60_000) + b"\0\0\1\0IDAT", Reason.TOO_LARGE),
         (_png_header(60, 60), Reason.TRUNCATED),
+        (_png_header(0, 0), Reason.CORRUPT),
+        (JPEG[:-40] + b"\xff\xe1\xff\xff" + JPEG[-40:], Reason.CORRUPT),  # it has its end
         (_encoded(_two_colours(), "GIF", save_all=True, append_images=[Image.new("RGB", (120, 60))]), Reason.ANIMATED),
         (_encoded(_two_colours(), "WEBP", save_all=True, append_images=[Image.new("RGB", (120, 60))]), Reason.ANIMATED),
         (_encoded(_two_colours(), "PPM"), Reason.UNSUPPORTED),
