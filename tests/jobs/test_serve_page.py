@@ -47,6 +47,9 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+_SLOWLY = {"error": {"code": "too_many_requests", "message": "Wait a moment."}}
+
+
 def test_a_visitor_searches(browser: Browser, service: Service) -> None:
     faults: list[str] = []
     page = open_page(browser, service.address, faults)
@@ -527,6 +530,42 @@ def test_an_old_answer_is_not_shown_for_a_new_picture(browser: Browser, service:
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer")).to_have_count(14, timeout=WAIT)
     expect(page.locator("#query-map")).to_have_class(re.compile("shown"))
+
+
+def test_what_is_said_is_said_once_and_while_it_holds(browser: Browser, service: Service) -> None:
+    page = open_page(browser, service.address, [])
+    first = page.locator("#category option").first
+    expect(first).to_have_text("All categories")
+    page.locator("#category").select_option(index=1)
+    expect(first).to_have_text("Add a category\u2026")
+    page.set_input_files("#file", NO_PICTURE)
+    expect(page.locator("#problem p")).to_have_text(re.compile(r"^\s*This file is not a picture\. Give [^.]*\.\s*$"))
+    page.get_by_role("tab", name="Index").click()
+    page.get_by_role("tab", name="Search").click()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    headers = {"Retry-After": "47"}
+    answer_next(page, "**/v1/search", lambda route: route.fulfill(status=429, json=_SLOWLY, headers=headers))
+    page.set_input_files("#file", service.queries()[0])
+    expect(page.get_by_role("alert")).to_contain_text("Wait a moment. It asks to wait 47 s.")
+    page.get_by_role("tab", name="Index").click()
+    page.get_by_role("tab", name="Search").click()
+    page.get_by_role("button", name="Try again").click()  # what may still be done stays
+    expect(page.locator(".answer").first).to_be_visible(timeout=WAIT)
+    expect(page.locator("label", has_text="Text")).to_be_hidden()  # the model has no text branch
+    page.locator(".chip button").click()
+    expect(first).to_have_text("All categories")
+
+
+def test_an_item_that_is_not_there_leaves_no_broken_picture(browser: Browser, service: Service) -> None:
+    page = new_page(browser, service.address, [])
+    page.goto(f"{service.address}/#id=nope")
+    expect(page.get_by_role("alert")).to_contain_text("Not in the shop.")
+    expect(page.locator("#stage")).to_have_class(re.compile("gone"))
+    expect(page.locator("#query-picture")).to_be_hidden()
+    expect(page.locator("#query-title")).to_have_text("nope")
+    no_serious_fault(page)
+    ask(page, service.queries()[0])
+    expect(page.locator("#stage")).not_to_have_class(re.compile("gone"))
 
 
 def test_a_map_that_was_refused_is_asked_for_again(browser: Browser, service: Service) -> None:

@@ -4,12 +4,13 @@ const TRIES = 4;
 const PATIENCE = 90; // s of one request: longer than the service allows an upload and its answer as it comes
 const KEY = "manet-token";
 
-// status: of the HTTP answer; 0: none came; null: the page itself refuses.
+// status: of the HTTP answer; 0: none came; null: the page itself refuses. retry: s that the service asks to wait; 0: it does not say.
 export class Problem extends Error {
-  constructor(code, message, status = null) {
+  constructor(code, message, status = null, retry = 0) {
     super(message);
     this.code = code;
     this.status = status;
+    this.retry = retry;
   }
 
   // Whether the same request may succeed a moment later.
@@ -60,7 +61,7 @@ async function call(path, kind, { signal, waiting = () => {}, ...options } = {})
       await pause(retry * (1 + 0.3 * Math.random()));
       continue;
     }
-    throw new Problem(body?.error?.code ?? "failed", body?.error?.message ?? `The service answers ${response.status}.`, response.status);
+    throw new Problem(body?.error?.code ?? "failed", body?.error?.message ?? `The service answers ${response.status}.`, response.status, retry > 0 ? Math.ceil(retry) : 0);
   }
 }
 

@@ -20,7 +20,7 @@ const filters = new Filters(filtered);
 const query = new Query(asked, refused);
 
 const TITLES = {
-  not_a_picture: "Not a picture.",
+  not_a_picture: "", // the message says all
   unsupported: "Unknown format.",
   too_large: "Too large.",
   unreachable: "No answer.",
@@ -81,7 +81,7 @@ async function showItem(mine) {
     query.name(mine.id, mine.item);
     query.setPicture(address, mine.item.description || mine.id);
   } catch {
-    // the search says what is wrong
+    if (state.query === mine) query.gone(); // the search says what is wrong
   }
 }
 
@@ -165,9 +165,8 @@ function noAnswers() {
 function show(found, sent, elapsed) {
   query.seen(found.maps?.query);
   const text = document.querySelector('input[name="map"][value="text"]');
-  text.disabled = !found.maps?.text;
-  text.parentElement.title = text.disabled ? "The model has no text branch" : "";
-  if (text.disabled && text.checked) document.querySelector('input[name="map"][value="none"]').checked = true;
+  text.parentElement.hidden = !found.maps?.text; // the model has no text branch
+  if (text.parentElement.hidden && text.checked) document.querySelector('input[name="map"][value="none"]').checked = true;
   keepFocus(byId("results"), () => {
     byId("empty").hidden = true;
     byId("found").hidden = false;
@@ -201,7 +200,7 @@ function problem(error, again = null) {
   });
   if (!error) return;
   byId("status").textContent = "";
-  byId(token ? "token-text" : "problem-text").textContent = error.message;
+  byId(token ? "token-text" : "problem-text").textContent = error.retry ? `${error.message} It asks to wait ${error.retry} s.` : error.message;
   if (!token) {
     byId("problem-title").textContent = TITLES[error.code] ?? (unusable(error) ? "This file cannot be used." : "That did not work.");
     return;
@@ -257,6 +256,7 @@ function tab(name, keeps = true) {
     button.tabIndex = each === name ? 0 : -1;
     byId(`view-${each}`).hidden = each !== name;
   }
+  if (name === "index" && !state.retry && byId("token-form").hidden) problem(null); // what was said of a file is spent
   if (keeps && (name === "search" || state.query !== state.standing)) keepAddress(); // a photo has no entry before its answer
   if (keeps && name === "index") go("#index");
   if (name === "index") {
@@ -281,7 +281,7 @@ async function start(then = readAddress) {
     byId("fold-row").hidden = !index.folds_duplicates;
     byId("rerank-row").hidden = index.factory === "Flat"; // every picture is compared with its stored vector anyway
     const options = index.categories.map((each) => make("option", { value: each.name }, `${each.name} (${number(each.pictures)})`));
-    byId("category").replaceChildren(make("option", { value: "" }, "All categories"), ...options);
+    byId("category").replaceChildren(byId("category").options[0], ...options);
     byId("category").closest("label").hidden = !options.length;
   } catch (error) {
     problem(error, () => start(resume));

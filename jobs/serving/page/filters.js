@@ -51,6 +51,7 @@ export class Filters {
       }),
     );
     byId("categories").hidden = !this.categories.length;
+    byId("category").options[0].text = this.categories.length ? "Add a category\u2026" : "All categories";
   }
 
   // As fields of a search.
@@ -69,7 +70,7 @@ export class Filters {
   }
 
   fromAddress(hash) {
-    this.set({ categories: hash.getAll("category"), k: hash.get("k") ?? USUAL.k, rerank: hash.get("rerank") !== "false", fold: hash.get("fold") !== "false" });
+    this.set({ categories: hash.getAll("category").filter(Boolean), k: hash.get("k") ?? USUAL.k, rerank: hash.get("rerank") !== "false", fold: hash.get("fold") !== "false" });
   }
 
   sayHowMany() {

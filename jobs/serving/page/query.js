@@ -11,6 +11,8 @@ const TAKEN = new Set(["", "image/jpeg", "image/png", "image/webp", "image/gif",
 const TITLE = document.title;
 const CROP = "Query picture. Drag to crop; with the keyboard, arrows move the crop, Shift and arrows resize it, Enter searches with it, Escape drops it.";
 
+const HINT = "Drag over the product to search with it alone.";
+
 // onQuery({picture: promise of a Blob, file, crop} | null) is called whenever there is another thing to search with.
 export class Query {
   constructor(onQuery, onProblem) {
@@ -92,6 +94,7 @@ export class Query {
     });
     stage.addEventListener("keydown", (event) => this.key(event));
     byId("query-picture").onerror = () => {
+      if (!this.file) this.gone();
       if (!this.file || !this.opened) return;
       this.opened = false;
       this.setPicture(this.stand, "The query picture");
@@ -195,11 +198,19 @@ export class Query {
     stage.classList.toggle("croppable", this.croppable);
     stage.tabIndex = this.croppable ? 0 : -1;
     stage.setAttribute("aria-label", this.croppable ? CROP : "Query picture");
-    byId("crop-hint").hidden = !this.croppable;
+    byId("crop-hint").hidden = !this.file;
+    byId("crop-hint").textContent = this.opened ? HINT : "This browser cannot show a picture of this format, so it cannot be cropped here.";
+  }
+
+  // The picture of a gallery item cannot be had: its place says so.
+  gone() {
+    this.setPicture("", byId("query-picture").alt);
+    byId("stage").classList.add("gone");
   }
 
   setPicture(address, text) {
     const picture = byId("query-picture");
+    byId("stage").classList.remove("gone");
     release(picture.src);
     if (address) picture.src = address;
     else picture.removeAttribute("src");
