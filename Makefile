@@ -17,7 +17,7 @@ install: .venv/.installed
 demo: install
 	$(BIN)/manet render --products 240 --queries 100 --size 320 --out $(DEMO)/shop
 	$(BIN)/manet pipeline --catalog $(DEMO)/shop/catalog --queries $(DEMO)/shop/queries --size 320 --out $(DEMO)/run \
-	  --set train.saliency_epochs=3
+	  --set train.saliency_weights=own:saliency-lite0 --set train.frozen_saliency=true
 	@echo "See it: $(BIN)/manet serve --index $(DEMO)/run/index   then open http://127.0.0.1:8000/"
 
 test: install

@@ -5,8 +5,9 @@
 Reads a few-shot set. First writes OUT/masks (the pictures' pseudo-saliency masks, an artifact of its own), then trains the
 saliency branch alone on Dice, then backbone and saliency branch together on cross-entropy + lambda * Dice, and on an
 instance loss over two views of every picture; the text branch is frozen, and so are the pretrained parts' batch statistics.
-Checkpoints go to OUT/checkpoints after every epoch; the same command again goes on from the newest, --overwrite drops them.
-Writes `model.safetensors`, `config.json` and `metrics.json`.
+With --frozen-saliency the saliency branch, whose weights are given whole, stays as it is. Checkpoints go to OUT/checkpoints
+after every epoch; the same command again goes on from the newest, --overwrite drops them. Writes
+`model.safetensors`, `config.json` and `metrics.json`.
 
   manet train --branch text --fewshot s3://shop/fewshot --out s3://shop/text --text efficientnet-lite0 --batch-size 16
 
