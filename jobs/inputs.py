@@ -150,7 +150,9 @@ def check_lines(ids: Sequence[str], where: str) -> None:
                 f"{where}: the id {name!r} holds a line break; lists have one id a line: give it another"
             )
         if name in {".", ".."}:
-            raise BadInputError(f"{where}: the id {name!r} means a folder in every web address: give it another")
+            raise BadInputError(
+                f"{where}: the id {name!r} means a folder, in paths and in web addresses: give it another"
+            )
 
 
 def holds_bytes(schema: pa.Schema) -> bool:

@@ -80,8 +80,9 @@ class Config(JobConfig):
     attention: Attention = "s*f"
     """How saliency weighs the backbone's features."""
     frozen_saliency: bool = False
-    """Leave the saliency branch as its weights are: it has no stage of its own, and the joint stage does not change it. For a
-    gallery of studio shots alone, which teach a branch that all that is not white is the product."""
+    """Leave the saliency branch as its --saliency-weights (all of the branch, as own:saliency-lite0) or --init are: it has no
+    stage of its own, and the joint stage does not change it. For a gallery of studio shots alone, which teach a branch that all
+    that is not white is the product. With --epochs 0 the initial weights are the model (beside its masks)."""
     region_weights: RegionWeights = "salient"
     """What a region weighs in the descriptor of the instance loss: `salient`, its salient share; `learned`, that times a
     weight of its level (the size of its square), learned by that loss, for the descriptor sr-mac-learned."""
@@ -151,8 +152,9 @@ class Config(JobConfig):
     def _something_to_train(self) -> "Config":
         if self.frozen_saliency and self.branch != "all":
             raise ValueError(f"--frozen-saliency: --branch {self.branch} trains one branch alone; leave the flag out")
-        own_stage = 0 if self.frozen_saliency else self.saliency_epochs
-        if own_stage + self.epochs == 0 and (self.init or not self.frozen_saliency):
+        if self.frozen_saliency and self.init and self.epochs == 0:
+            raise ValueError("--frozen-saliency and --epochs 0: of --init nothing would be trained; give --epochs")
+        if self.saliency_epochs + self.epochs == 0 and not self.frozen_saliency:
             raise ValueError("--saliency-epochs and --epochs are both 0: nothing would be trained; give one of them")
         if self.workers_min > self.workers:
             raise ValueError(f"--workers-min {self.workers_min} is more than --workers {self.workers}")

@@ -174,6 +174,8 @@ def load_pretrained(
     Raises:
         WeightsError: the weights are not there or not this network's.
     """
+    if spec == "random" and whole:
+        raise WeightsError("weights random: a saliency branch that nothing teaches would mark at random")
     if spec == "random":
         return
     if spec == "pretrained":

@@ -12,7 +12,6 @@ connection, a busy service (it says when to come back), a replica that was lost.
 
 import http.client
 import json
-import math
 import random
 import time
 import uuid
@@ -28,6 +27,7 @@ Picture = str | Path | bytes
 Names = str | Iterable[str]  # one, or several
 Json = dict[str, Any]
 _AGAIN = {429, 500, 502, 503, 504}
+_DAY_S = 86_400.0
 _LONGEST_S = 30.0  # between two tries
 
 
@@ -66,8 +66,8 @@ class Client:
             raise ServiceError(0, "token", "the token holds a space, a line's end or a letter that no token has")
         if tries < 1:
             raise ServiceError(0, "tries", f"tries={tries}: give 1 or more")
-        if not 0 < seconds < math.inf:
-            raise ServiceError(0, "seconds", f"seconds={seconds:g}: give more than 0")
+        if not 0 < seconds <= _DAY_S:
+            raise ServiceError(0, "seconds", f"seconds={seconds:g}: give more than 0, and a day at most")
         self._parts, self._tries, self._seconds = parts, tries, seconds
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.retried = 0
@@ -93,7 +93,7 @@ class Client:
 
         Raises:
             ServiceError: refused, or no answer after all tries; or, before any try, the picture's file cannot be read (code
-                "file"), or a filter is given that holds nothing, which no picture passes ("nothing_passes").
+                "file"), a text cannot be sent ("text"), or a filter holds nothing, which no picture passes ("nothing_passes").
         """
         fields: list[tuple[str, str | bytes]] = [("k", str(k))]
         if picture is not None:

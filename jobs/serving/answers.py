@@ -67,7 +67,7 @@ class SearchAnswer(_Answer):
     results: list[Result]
     maps: Maps | None = None
     milliseconds: dict[str, float]
-    """Where the time went: decode, describe, search, explain."""
+    """Where the time went: filter, decode, describe, search, explain."""
 
 
 class BatchItem(_Answer):

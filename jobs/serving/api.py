@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page")
 MOST_EXPLAINED = 7
+_NAMED = 80  # characters of a name that an error repeats
 _KEEP = "private, max-age=3600"
 _REASONS = {
     400: "The request cannot be read.",
@@ -38,7 +39,7 @@ _REASONS = {
     415: "Not a form, not a picture, or a format that is not supported.",
     422: "A field is wrong, or the picture cannot be used.",
     429: "Too many searches of this client; Retry-After says when to come back.",
-    431: "The request's headers are too large.",
+    431: "The request's address and headers are too large.",
     500: "The service failed.",
     502: "The store of the index or of the gallery's pictures does not answer.",
     503: "Too busy, or not ready; Retry-After says when to come back.",
@@ -49,14 +50,14 @@ _UNROUTED = {
 }
 _WRONG = {  # pydantic's word for a fault -> ours
     "too_long": "give at most {max_length}",
-    "string_too_short": "it is empty",
     "string_too_long": "give at most {max_length} characters",
     "greater_than_equal": "give {ge} or more",
     "less_than_equal": "give {le} or less",
     "int_parsing": "give a whole number",
-    "int_from_float": "give a whole number",
+    "int_type": "give a whole number, not a file",
     "int_parsing_size": "the number is too large",
     "bool_parsing": "give true or false",
+    "bool_type": "give true or false, not a file",
     "literal_error": "give {expected}",
     "string_type": "give text, not a file",
 }
@@ -146,6 +147,11 @@ def _said(error: Mapping[str, Any]) -> str:
     return known.format(**error.get("ctx", {})) if known else str(error["msg"])
 
 
+def _named(name: str) -> str:
+    """A field's name as it was sent, or its beginning."""
+    return repr(name if len(name) <= _NAMED else f"{name[:_NAMED]}...")
+
+
 async def _known_fields(request: Request) -> None:
     """Refuse a field that the route does not have, that is empty, or more of one than it takes: a filter that is misspelt or
     holds nothing must not pass for none, and of two pictures none must be lost.
@@ -157,8 +163,8 @@ async def _known_fields(request: Request) -> None:
     known = {field.alias: get_origin(field.field_info.annotation) is list for field in route.body_params}
     fields = (await request.form()).multi_items()
     given = Counter(name for name, _ in fields)
-    unknown = [repr(name) for name in given if name not in known]
-    unknown += [f"{name!r} (in the address)" for name in request.query_params]
+    unknown = [_named(name) for name in given if name not in known]
+    unknown += [f"{_named(name)} (in the address)" for name in request.query_params]
     if unknown:
         raise Refusal(
             422, "unknown_field", f"There is no field {unknown[0]}; the form's are {', '.join(sorted(known))}."
@@ -181,7 +187,7 @@ async def _known_parameters(request: Request) -> None:
     given = Counter(name for name, _ in request.query_params.multi_items())
     if unknown := [name for name in given if name not in known]:
         has = f"this address takes {', '.join(sorted(known))}" if known else "this address takes none"
-        raise Refusal(422, "unknown_field", f"There is no parameter {unknown[0]!r}; {has}.")
+        raise Refusal(422, "unknown_field", f"There is no parameter {_named(unknown[0])}; {has}.")
     if repeated := [name for name, count in given.items() if count > 1]:
         raise Refusal(422, "repeated_field", f"{repeated[0]} is given {given[repeated[0]]} times; give it once.")
 
@@ -238,7 +244,7 @@ def _searches(app: FastAPI, service: "Gateway", secured: list[Any]) -> None:
         rerank: Rerank = True,
         fold: Fold = True,
     ) -> BatchAnswer:
-        """As `search`, for several pictures: a picture that cannot be used costs its own answers only.
+        """As `search`, for several pictures: a picture that cannot be used costs its own answers only, a wrong filter all.
 
         Items come in the order of the request: first all pictures, then all ids.
         """

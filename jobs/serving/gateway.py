@@ -191,19 +191,24 @@ class Gateway:
         with present(self._guard).explaining(wish.explain):
             if wish.explain and edition.processed:
                 raise Refusal(422, "no_regions", f"This index's scores are not sums of regions ({edition.processed}).")
-            return await self._answer(query, wish, edition, await self._allowed(edition, wish))
+            clock = _Clock()
+            allowed = await self._allowed(edition, wish)
+            if allowed is not None:
+                clock.stop("filter")
+            return await self._answer(query, wish, edition, allowed, clock)
 
     async def _allowed(self, edition: Edition, wish: Wish) -> Allowed | None:
         """What passes the filter; None where all does.
 
         Raises:
-            Refusal: nothing passes.
+            Refusal: it names no category of the index, or nothing passes.
         """
         filtered = wish.categories or wish.ids
         return await self._thread(edition.allow, wish.categories, wish.ids) if filtered else None
 
-    async def _answer(self, query: Query, wish: Wish, edition: Edition, allowed: Allowed | None) -> SearchAnswer:
-        clock = _Clock()
+    async def _answer(
+        self, query: Query, wish: Wish, edition: Edition, allowed: Allowed | None, clock: "_Clock"
+    ) -> SearchAnswer:
         item = None if query.image_id is None else await self._thread(self._stored, edition, query.image_id)
         pixels, seen = None, None
         if item is None or wish.maps or wish.explain:
@@ -235,7 +240,7 @@ class Gateway:
         """Each query's answers, or what is wrong with it; all are of one version of the index.
 
         Raises:
-            Refusal: nothing passes the filter.
+            Refusal: the filter names no category of the index, or nothing passes it.
         """
         present(self._guard).charge(len(queries) - 1)
         edition = self.gallery.current
@@ -245,7 +250,7 @@ class Gateway:
         async def one(query: Query) -> BatchItem:
             async with turn:
                 try:
-                    return BatchItem(answer=await self._answer(query, wish, edition, allowed))
+                    return BatchItem(answer=await self._answer(query, wish, edition, allowed, _Clock()))
                 except Refusal as refusal:
                     return BatchItem(error=Problem(code=refusal.code, message=refusal.message))
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs
 from python_multipart.multipart import parse_options_header
 
 from jobs.serving.metrics import ServingMetrics, route_of
-from jobs.serving.refusals import Refusal, head_too_large
+from jobs.serving.refusals import Refusal, head_too_large, length_required
 from jobs.serving.settings import AT_ONCE, UPLOADS, ServingConfig
 
 Scope = MutableMapping[str, Any]
@@ -32,7 +32,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SEARCHES = {"/v1/search": 1, "/v1/search:batch": 4}  # path -> how many times the body of one picture, and its time
 _WEIGHTS = {"/v1/search:batch": AT_ONCE}  # path -> searches in hand that one counts as, where it is not one
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-_HEAD = 32 << 10  # bytes of a request's headers
+_HEAD = 32 << 10  # bytes of a request's address and headers
 _TAIL = 1 << 10  # bytes at the end of a form, among which its last boundary is
 _CLIENTS = 10_000  # whose rate is remembered
 _BURST_S = 10
@@ -79,6 +79,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 0
+        asked = dict(scope)  # what answers may change it
         if scope["method"] == "HEAD":  # what GET says; the server, which keeps its own scope, leaves the body out
             scope = {**scope, "method": "GET"}
 
@@ -107,11 +108,13 @@ class Guard:
             if not status:
                 await refuse(Refusal(500, "internal", "The service failed; its log says why."), dressed)
         finally:
-            route = route_of(scope, getattr(self._app, "routes", ()))
+            asked["route"] = scope.get("route")
+            route = route_of(asked, getattr(self._app, "routes", ()))
             self._metrics.request(route, status, time.monotonic() - began)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD:
+        address = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+        if address + sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD:
             raise head_too_large()
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path = scope["path"]
@@ -254,7 +257,7 @@ class Guard:
             raise Refusal(415, "unsupported_body", f"Send a form: {' or '.join(_FORMS)}.")
         length = headers.get("content-length", "")
         if not length.isdecimal():
-            raise Refusal(411, "length_required", "Send the body's Content-Length.")
+            raise length_required()
         if int(length) > limit:
             self._metrics.refused.labels("body").inc()
             raise Refusal(413, "too_large", f"The upload is larger than {limit >> 20} MiB.")

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from cluster.errors import BadInputError
 from jobs.serving.guard import SECURITY, sent_as
-from jobs.serving.refusals import Refusal, head_too_large
+from jobs.serving.refusals import Refusal, head_too_large, length_required
 
 _WAITING = 2048  # connections that no gateway has accepted yet
 _PAUSE_S = 0.2
@@ -109,6 +109,7 @@ class HttpProtocol(HttpToolsProtocol):
     """HTTP whose heads are bounded in bytes and in time: httptools itself keeps whatever comes before a head's end."""
 
     _head: int | None = 0  # bytes so far of the head that is awaited; None: a body is
+    _in_body = False
     _late: TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
@@ -128,17 +129,20 @@ class HttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if not self._head or self.transport.is_closing():
             return
-        if self._head > _HEAD:
+        if self._head > _HEAD and self._in_body:  # in chunks: the guard answers that, if it has not yet
+            answered = self.cycle.response_started
+            self.transport.close() if answered else self.refuse(length_required())
+        elif self._head > _HEAD:
             self.refuse(head_too_large())
         elif self._late is None:
             self._late = self.loop.call_later(_HEAD_S, self._give_up)
 
     def send_400_response(self, msg: str) -> None:
         """Uvicorn's answer to what is no HTTP, which it would write as plain text; an address of over 64 KiB is none to it."""
-        long = self._head is not None and self._head > _HEAD
-        self.refuse(
-            head_too_large() if long else Refusal(400, "bad_request", "This is no HTTP request that can be read.")
-        )
+        if len(self.url or b"") >= _HEAD - 1:
+            self.refuse(head_too_large())
+        else:
+            self.refuse(Refusal(400, "bad_request", "This is no HTTP request that can be read."))
 
     def _unsupported_upgrade_warning(self) -> None:
         """Uvicorn's word to the log of an upgrade, of which there is none here: the request is answered as it is."""
@@ -157,13 +161,14 @@ class HttpProtocol(HttpToolsProtocol):
         like headers.
         """
         super().on_headers_complete()
+        self._in_body = True
         if not any(name == b"transfer-encoding" for name, _ in self.headers):
             self._head = None
             self._in_time()
 
     def on_message_complete(self) -> None:
         """Httptools' word for a body's end: the next head is awaited. What of it came in the same piece is not counted."""
-        self._head = 0
+        self._head, self._in_body = 0, False
         self._in_time()
         super().on_message_complete()
 

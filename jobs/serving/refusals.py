@@ -60,6 +60,11 @@ def head_too_large() -> Refusal:
     return Refusal(431, "headers_too_large", "The request's address and headers are too large.")
 
 
+def length_required() -> Refusal:
+    """A body that comes in chunks, so that nobody knows how long it will be."""
+    return Refusal(411, "length_required", "Send the body's Content-Length.")
+
+
 def of_picture(error: PictureError, most_pixels: int = 0) -> Refusal:
     """What is wrong with a picture, as an answer: no detail of files or addresses leaves the service.
 

@@ -28,6 +28,8 @@ from tests.conftest import Run
 from tests.jobs.conftest import MAX_BODY, MAX_PIXELS, Service
 from tests.jobs.helpers import assert_refused, summary_of
 
+_STATUS = {"bad_request": 400, "length_required": 411, "headers_too_large": 431}
+
 
 def _refused(
     service: Service, status: int, code: str, picture: bytes | None = None, words: str = "", **fields: str
@@ -174,6 +176,8 @@ def test_what_cannot_be_used_is_named(service: Service) -> None:
     _refused(service, 422, "invalid", whole, words="k: give 100 or less", k="1000000")
     _refused(service, 422, "invalid", whole, words="explain: give a whole number", explain="x")
     _refused(service, 422, "invalid", whole, words="maps: give true or false", maps="perhaps")
+    with pytest.raises(ServiceError, match="k: give a whole number, not a file"):
+        Client(service.address, tries=1)._post("/v1/search", [("picture", whole), ("k", b"7")])
     _refused(service, 422, "invalid", words="id: give at most 1024 characters", id="x" * 1025)
     for given, words in (
         ({"image_ids": "x" * 1025}, "1024 characters"),
@@ -223,26 +227,32 @@ def test_bodies_are_bounded_before_they_are_read(service: Service) -> None:
             assert _raw(service, "GET", "/v1/index", x_long="x" * more)[0] == 431
         with contextlib.suppress(ConnectionError):
             assert _raw(service, "GET", "/v1/index?" + "x" * more)[0] == 431
+    assert _raw(service, "GET", "/v1/index?" + "x" * 40_000)[0] == 431
+    status, _, body = _raw(service, "GET", "/v1/index?" + "x" * 20_000)
+    assert status == 422 and len(body) < 300
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("sent", "code"),
     [
-        b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
-        b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
-        b"no http at all\r\n\r\n",
-        b"GET /v1/index HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+        (b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n", "bad_request"),
+        (b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n" + b"x" * 60_000, "bad_request"),
+        (b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n", "bad_request"),
+        (b"no http at all\r\n\r\n", "bad_request"),
+        (b"GET /v1/index HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 50_000 + b"\r\n\r\n", "headers_too_large"),
+        (b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+         b"Transfer-Encoding: chunked\r\n\r\n", "length_required"),
     ],
-)
-def test_what_is_no_request_is_answered_like_any_other(service: Service, head: bytes) -> None:
+)  # fmt: skip
+def test_what_is_no_request_is_answered_like_any_other(service: Service, sent: bytes, code: str) -> None:
     """Also what the parser of HTTP itself refuses: JSON, with the headers that every answer has."""
     place = urlsplit(service.address)
     with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
-        connection.sendall(head)
+        connection.sendall(sent)
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         body = json.loads(answer.read())
-    assert (answer.status, body["error"]["code"]) in {(400, "bad_request"), (431, "headers_too_large")}
+    assert (answer.status, body["error"]["code"]) == (_STATUS[code], code)
     assert answer.getheader("content-type") == "application/json" and answer.getheader("x-frame-options") == "DENY"
 
 

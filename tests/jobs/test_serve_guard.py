@@ -147,7 +147,8 @@ def test_what_is_refused_before_its_route_is_counted_with_it() -> None:
         assert (await _ask(guard, "/v1/search", **large))[0] == 413
         assert (await _ask(guard, "/v1/items/a%2Fb/image", "GET"))[0] == 503
         assert (await _ask(guard, "/v1/items/a", "HEAD", long="x" * 40_000))[0] == 431
-        assert (await _ask(guard, "/nowhere", "GET"))[0] == 404
+        for path in ("/nowhere", "/page/healthz"):
+            assert (await _ask(guard, path, "GET"))[0] == 404
 
     asyncio.run(ask())
     counted = {line.rpartition(" ")[0] for line in metrics.text().decode().splitlines() if "requests_total{" in line}
@@ -156,7 +157,7 @@ def test_what_is_refused_before_its_route_is_counted_with_it() -> None:
         '/v1/search",status="413',
         '/v1/items/{image_id:path}/image",status="503',
     }
-    routes |= {'/v1/items/{image_id:path}",status="431', 'other",status="404'}
+    routes |= {'/v1/items/{image_id:path}",status="431', 'other",status="404', '/page",status="404'}
     assert counted == {f'manet_serve_requests_total{{gateway="test",route="{each}"}}' for each in routes}
 
 

@@ -122,6 +122,8 @@ def test_initial_weights_are_a_model_where_all_of_the_saliency_branch_is_given(
     command = ["train", "--fewshot", fewshot, "--size", 64, "--epochs", 0, "--pseudo-masks", "classical"]
     command += ["--frozen-saliency", "--out"]
     assert_refused(manet(*command, tmp_path / "half"), 2, "efficientnet-lite0: not of a whole saliency branch")
+    chance = manet(*command, tmp_path / "chance", "--saliency-weights", "random")
+    assert_refused(chance, 2, "weights random: a saliency branch that nothing teaches")
     alone = ("--branch", "saliency")
     assert_refused(manet(*command, tmp_path / "alone", *alone), 2, "--frozen-saliency: --branch saliency trains one")
     done = manet(*command, tmp_path / "first", "--saliency-weights", "own:saliency-lite0")
@@ -129,6 +131,9 @@ def test_initial_weights_are_a_model_where_all_of_the_saliency_branch_is_given(
     tensors = load_file(tmp_path / "first" / "model.safetensors")
     for name, value in read_tensors(resolve("own:saliency-lite0")).items():
         assert tensors[f"saliency.{name}"].equal(value.to(tensors[f"saliency.{name}"].dtype)), name
+    assert_refused(
+        manet(*command, tmp_path / "no", "--init", tmp_path / "first"), 2, "of --init nothing would be trained"
+    )
     given = ("--init", tmp_path / "first", "--frozen-saliency", "--pseudo-masks", "classical", "--train-size", 64)
     done = manet(
         "train", "--fewshot", fewshot, "--masks", tmp_path / "first" / "masks", "--out", tmp_path / "second", *given,

@@ -80,7 +80,13 @@ def test_what_cannot_be_sent_is_a_service_error(client: Client) -> None:
     for call in (client.item, client.image, lambda name: client.search(image_id=name)):
         with pytest.raises(ServiceError, match=r"text: '\\udcff' is no text"):
             call("\udcff")
-    given: tuple[dict[str, Any], ...] = ({"tries": 0}, {"seconds": 0}, {"seconds": -1.0}, {"seconds": math.nan})
+    given: tuple[dict[str, Any], ...] = (
+        {"tries": 0},
+        {"seconds": 0},
+        {"seconds": -1.0},
+        {"seconds": math.nan},
+        {"seconds": 1e300},
+    )
     for wrong in given:
         (name,) = wrong
         with pytest.raises(ServiceError, match=f"{name}: {name}="):

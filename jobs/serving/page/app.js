@@ -80,8 +80,8 @@ async function showItem(mine) {
     }
     query.name(mine.id, mine.item);
     query.setPicture(address, mine.item.description || mine.id);
-  } catch {
-    if (state.query === mine) query.gone(); // the search says what is wrong
+  } catch (error) {
+    if (state.query === mine && !error.passing) query.gone(); // the search says what is wrong
   }
 }
 
@@ -121,7 +121,7 @@ async function run() {
       fallBack(error, mine === state.standing);
       return;
     }
-    problem(error, run);
+    problem(error, mine.id ? () => { showItem(mine); run(); } : run);
     if (state.answered !== mine) noAnswers();
     stand(mine);
   } finally {
