@@ -228,10 +228,11 @@ class _Joint(Steps):
         network.backbone.learn()
         for net in (network.backbone.net, network.saliency.encoder):
             freeze_early(net, self._plan.frozen_stride)
-        groups = [{"params": part.parameters(), "lr": self._plan.lr} for part in (network.saliency, network.backbone)]
+        learning: list[torch.nn.Module] = [network.saliency, network.backbone]
         if self._plan.frozen_saliency:
             network.saliency.requires_grad_(False)
-            del groups[0]
+            learning = [network.backbone]
+        groups = [{"params": part.parameters(), "lr": self._plan.lr} for part in learning]
         if network.head is not None:
             network.head.requires_grad_(True)
             groups.append({"params": network.head.parameters(), "lr": self._plan.head_lr})

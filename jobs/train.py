@@ -182,8 +182,8 @@ class Config(JobConfig):
     @property
     def stages(self) -> tuple[int, int]:
         """Epochs of the saliency stage (of the one stage of --branch saliency) and of the one after it."""
-        alone = self.branch == "text" or self.frozen_saliency
-        return 0 if alone else self.saliency_epochs, 0 if self.branch == "saliency" else self.epochs
+        untaught = self.branch == "text" or self.frozen_saliency
+        return 0 if untaught else self.saliency_epochs, 0 if self.branch == "saliency" else self.epochs
 
 
 def run(config: Config) -> dict[str, Any]:

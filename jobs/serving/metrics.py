@@ -55,11 +55,8 @@ class ServingMetrics:
 def route_of(scope: MutableMapping[str, Any], routes: Sequence[BaseRoute]) -> str:
     """The path of the route that answers a request, or would: one may be refused before its route is looked for."""
     route: Any = scope.get("route")
-    if route is None:
-        found = [(match, each) for each in routes if (match := each.matches(scope)[0]) != Match.NONE]
-        route = (
-            max(found, key=lambda pair: pair[0].value)[1] if found else None
-        )  # of several the first that takes its method
+    for wanted in (Match.FULL, Match.PARTIAL):  # partial: it does not take the method
+        route = route or next((each for each in routes if each.matches(scope)[0] == wanted), None)
     return str(getattr(route, "path", "other"))
 
 

@@ -1,4 +1,4 @@
-"""The guard, the batching and the fetching of the service, and its client, each alone."""
+"""The guard, the batching and the fetching of the service, each alone."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,6 @@ from jobs.serving.metrics import ServingMetrics
 from jobs.serving.pictures import Images
 from jobs.serving.refusals import Refusal
 from jobs.serving.settings import ServingConfig
-from manet.client import Client, ServiceError
 
 FORM = {"content-type": "multipart/form-data; boundary=x", "content-length": "10"}
 Answer = tuple[int, dict[str, str], dict[str, Any]]
@@ -620,40 +619,3 @@ def test_an_id_may_end_in_image_and_a_shop_may_show_its_picture() -> None:
         assert (body, headers["cross-origin-resource-policy"]) == ({"picture of": image_id}, "same-origin")
     _, headers, _ = asyncio.run(ask("/v1/items/prod1/image", "https://shop.example"))
     assert headers["cross-origin-resource-policy"] == "cross-origin"
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    client = Client("http://127.0.0.1:1", tries=1)
-    for ask in (lambda: client.search(tmp_path / "none.jpg"), lambda: client.search_batch([str(tmp_path)])):
-        with pytest.raises(ServiceError, match=f"file: {tmp_path}") as caught:
-            ask()
-        assert (caught.value.status, caught.value.code) == (0, "file")
-
-
-class _NoService(BaseHTTPRequestHandler):
-    """What stands at an address where no service is, or no longer."""
-
-    def do_GET(self) -> None:
-        moved = self.path.startswith("/moved/")
-        self.send_response(302 if moved else 200)
-        if moved:
-            self.send_header("Location", "https://elsewhere.example/login")
-        self.end_headers()
-        self.wfile.write(b"<html>not the service</html>")
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
-
-
-def test_what_is_no_answer_does_not_pass_for_one() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _NoService) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        moved = Client(f"{address}/moved", tries=1)
-        for ask in (moved.index, lambda: moved.image("x")):
-            with pytest.raises(ServiceError, match=r"redirect: .* 302, see https://elsewhere.example/login") as caught:
-                ask()
-            assert caught.value.status == 302
-        with pytest.raises(ServiceError, match="no_json"):
-            Client(address, tries=1).index()
-        server.shutdown()
